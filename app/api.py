@@ -1,0 +1,37 @@
+"""The api role: an ASGI application over the services."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from app.errors import install_errors
+from app.metrics import ApiMetrics, MeasureRequests
+from app.routes import chat, citations, embeddings, files, health, models, vector_stores
+from app.routes.caller import Reader
+from app.services import open_api
+from app.settings import Settings
+
+
+def create_app(settings: Settings) -> FastAPI:
+    metrics = ApiMetrics()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_api(settings, metrics) as services:
+            app.state.services = services
+            yield
+
+    # The description of the API is served to key holders only, so FastAPI's own routes are off.
+    app = FastAPI(title="Strongroom", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.add_middleware(MeasureRequests, metrics=metrics)
+    install_errors(app)
+    for module in (files, vector_stores, chat, embeddings, models, citations, health):
+        app.include_router(module.router)
+
+    @app.get("/openapi.json", include_in_schema=False)
+    async def description(scope: Reader) -> dict[str, Any]:  # noqa: ARG001 - a key is needed
+        return app.openapi()
+
+    return app

@@ -1,0 +1,36 @@
+"""What every route asks for: the services, and the scope of the caller's key."""
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from app.auth import KeyInvalid, NotAllowed
+from app.services import Services
+from retrieval.scope import Scope
+from retrieval.tables import Role
+
+
+def services_of(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+async def scope_of(request: Request) -> Scope:
+    """Any valid key. Raises KeyInvalid."""
+    kind, _, key = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not key.strip():
+        raise KeyInvalid
+    return await services_of(request).keys.scope_of(key.strip())
+
+
+async def writing_scope_of(request: Request) -> Scope:
+    """A key that may add and delete. Raises KeyInvalid, NotAllowed."""
+    scope = await scope_of(request)
+    if not scope.may_write:
+        raise NotAllowed(Role.WRITER)
+    return scope
+
+
+UseServices = Annotated[Services, Depends(services_of)]
+Reader = Annotated[Scope, Depends(scope_of)]
+Writer = Annotated[Scope, Depends(writing_scope_of)]

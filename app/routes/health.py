@@ -1,0 +1,99 @@
+"""/health, /ready and /metrics: for people and programs that watch over a running Strongroom."""
+
+import asyncio
+import time
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Response
+from sqlalchemy import func, select
+
+from app.auth import NotAllowed
+from app.metrics import ApiMetrics
+from app.routes.caller import Reader, UseServices
+from app.services import Services
+from ingest.worker import BEAT_S
+from retrieval.database import DatabaseUnavailable
+from retrieval.tables import Role, WorkerBeat
+from retrieval.verify import differences
+from serving.protocols import ModelUnavailable
+
+router = APIRouter()
+
+SILENT_AFTER_S = 3 * BEAT_S
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """This process answers; nothing else is said."""
+    return {"status": "alive"}
+
+
+@router.get("/ready")
+async def ready(services: UseServices) -> Response:
+    """200 when every role can work, else 503; either way each role's state and the reason for it."""
+    database, worker = await asyncio.to_thread(_database_and_worker, services)
+    models, engine = await asyncio.gather(_models(services), _engine(services))
+    roles = {"database": database, "models": models, "engine": engine, "worker": worker}
+    is_ready = all(role["state"] == "ready" for role in roles.values())
+    body = {"ready": is_ready, "roles": roles}
+    return Response(orjson.dumps(body), 200 if is_ready else 503, media_type="application/json")
+
+
+@router.get("/metrics")
+async def metrics(services: UseServices, scope: Reader) -> Response:  # noqa: ARG001 - a key is needed
+    return Response(services.metrics.render(), media_type=ApiMetrics.MEDIA_TYPE)
+
+
+async def _models(services: Services) -> dict[str, Any]:
+    try:
+        models = await services.models.readiness()
+    except ModelUnavailable as error:
+        return {"state": "unavailable", "reason": str(error)}
+    waiting = [
+        f"{kind}: {each.get('reason', each['state'])}"
+        for kind, each in models.items()
+        if each["state"] != "ready"
+    ]
+    state = "unavailable" if waiting else "ready"
+    return {"state": state, "reason": "; ".join(waiting) or "loaded", "models": models}
+
+
+async def _engine(services: Services) -> dict[str, Any]:
+    replicas = await services.gateway.health()
+    down = [replica.reason for replica in replicas if replica.reason is not None]
+    state = "unavailable" if len(down) == len(replicas) else "ready"
+    reason = "; ".join(sorted(set(down))) or "all replicas answer"
+    return {
+        "state": state,
+        "reason": reason,
+        "replicas": len(replicas),
+        "replicas_ready": len(replicas) - len(down),
+    }
+
+
+@router.get("/v1/verify")
+def verify(services: UseServices, scope: Reader) -> dict[str, Any]:
+    """Compares this process's indexes, the tables and the blobs, for all tenants: ids only."""
+    if not scope.is_admin:
+        raise NotAllowed(Role.ADMIN)
+    found = list(differences(services.database, services.blobs, services.views))
+    return {"object": "verification", "differences": found}
+
+
+def _database_and_worker(services: Services) -> tuple[dict[str, Any], dict[str, Any]]:
+    try:
+        services.database.check()
+    except DatabaseUnavailable as error:
+        down = {"state": "unavailable", "reason": str(error)}
+        return down, {"state": "unknown", "reason": "The database, where workers report, is unavailable."}
+    with services.database.read() as session:
+        since = time.time() - SILENT_AFTER_S
+        alive = session.scalar(select(func.count()).where(WorkerBeat.seen_at > since)) or 0
+    database = {"state": "ready", "reason": services.database.engine.dialect.name}
+    if not alive:
+        return database, {
+            "state": "unavailable",
+            "reason": f"No worker reported in the last {SILENT_AFTER_S:.0f} s.",
+        }
+    return database, {"state": "ready", "reason": f"{alive} running"}

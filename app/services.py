@@ -1,0 +1,114 @@
+"""Composition: what each role is made of, in one visible place."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.auth import KeyRing, server_secret
+from app.chat import Chat
+from app.links import LinkSigner
+from app.metrics import ApiMetrics
+from app.migrate import check_schema
+from app.settings import Settings
+from ingest.pipeline import Pipeline
+from ingest.sandbox import ParserLimits, ParserPool
+from ingest.worker import Worker
+from retrieval.blobs import BlobStore
+from retrieval.database import Database, open_database
+from retrieval.search import Searcher
+from retrieval.views import IndexViews
+from serving.client import ModelsClient
+from serving.gateway import Gateway, Replica
+
+DAY_S = 86_400
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the routes of the api role work with."""
+
+    settings: Settings
+    metrics: ApiMetrics
+    database: Database
+    blobs: BlobStore
+    views: IndexViews
+    keys: KeyRing
+    links: LinkSigner
+    models: ModelsClient
+    gateway: Gateway
+    searcher: Searcher
+    chat: Chat
+
+
+def keys_dir(settings: Settings) -> Path:
+    return settings.storage.data_dir / "keys"
+
+
+def blobs_dir(settings: Settings) -> Path:
+    return settings.storage.data_dir / "blobs"
+
+
+@asynccontextmanager
+async def open_api(settings: Settings, metrics: ApiMetrics) -> AsyncIterator[Services]:
+    """Raises SchemaMismatch when the database needs `strongroom migrate` first."""
+    async with AsyncExitStack() as stack:
+        database = open_database(settings.database_url)
+        stack.callback(database.close)
+        check_schema(database)
+        secret = server_secret(keys_dir(settings))
+        models = await stack.enter_async_context(
+            ModelsClient(settings.models.url, token=settings.models.token)
+        )
+        gateway = await stack.enter_async_context(
+            Gateway(
+                [Replica(url=url, token=settings.engine.token) for url in settings.engine_urls],
+                longest_silence_s=settings.engine.timeout_s,
+            )
+        )
+        views = IndexViews()
+        links = LinkSigner(secret, settings.public_url, valid_s=settings.chat.citation_days * DAY_S)
+        reranker = models if settings.models.reranker else None
+        searcher = Searcher(database, views, embedder=models, reranker=reranker)
+        yield Services(
+            settings=settings,
+            metrics=metrics,
+            database=database,
+            blobs=BlobStore(blobs_dir(settings)),
+            views=views,
+            keys=KeyRing(database, secret),
+            links=links,
+            models=models,
+            gateway=gateway,
+            searcher=searcher,
+            chat=Chat(
+                database, searcher, gateway, links, settings.chat, dense_weight=settings.search.dense_weight
+            ),
+        )
+
+
+@asynccontextmanager
+async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
+    """Raises SchemaMismatch when the database needs `strongroom migrate` first."""
+    async with AsyncExitStack() as stack:
+        database = open_database(settings.database_url)
+        stack.callback(database.close)
+        check_schema(database)
+        models = await stack.enter_async_context(
+            ModelsClient(settings.models.url, token=settings.models.token)
+        )
+        limits = ParserLimits(
+            timeout_s=settings.ingest.parse_timeout_s,
+            memory_bytes=settings.ingest.parse_memory_mib * 1024 * 1024,
+        )
+        parsers = await stack.enter_async_context(ParserPool(settings.ingest.parsers, limits))
+        pipeline = Pipeline(database, BlobStore(blobs_dir(settings)), parsers, models)
+        yield Worker(
+            database,
+            pipeline,
+            concurrency=settings.ingest.concurrency,
+            lease_s=settings.ingest.lease_s,
+            isolated=parsers.isolated,
+            clock=time.time,
+        )

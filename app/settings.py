@@ -1,0 +1,222 @@
+"""Every setting, from STRONGROOM_SECTION__NAME, else strongroom.toml. The only module that reads the environment."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "STRONGROOM_"
+TOML_FILE = "strongroom.toml"
+MIB = 1024 * 1024
+
+
+class SettingsInvalid(Exception):
+    """A setting is unknown or has a value that it cannot have; the message names it."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ServerSettings(Section):
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8080, ge=1, le=65535, description="Port that the API listens on.")
+    public_url: str = Field(
+        "", description="Address that people's browsers use; made from host and port if empty."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severity that is logged."
+    )
+
+
+class StorageSettings(Section):
+    data_dir: Path = Field(Path("data"), description="Folder for the embedded database, blobs and keys.")
+    database_url: str = Field(
+        "", description="postgresql://user:password@host/name; empty for the embedded database."
+    )
+    max_upload_bytes: int = Field(512 * MIB, ge=1, description="Largest file that an upload may hold.")
+
+
+class ModelsSettings(Section):
+    url: str = Field("", description="Address of a models server; empty lets `serve` start one.")
+    token: str = Field("", description="Secret between the roles and the models server.")
+    host: str = Field("127.0.0.1", description="Address that `strongroom models` listens on.")
+    port: int = Field(8091, ge=1, le=65535, description="Port that `strongroom models` listens on.")
+    folder: Path = Field(Path("data/models"), description="Folder that model names are looked up in.")
+    embedding: str = Field(
+        "all-MiniLM-L6-v2", description="Embedding model: a folder's name or path, or a hub name."
+    )
+    reranker: str = Field(
+        "", description="Cross-encoder: a folder's name or path, or a hub name; empty for none."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Precision of the models."
+    )
+    threads: int = Field(1, ge=1, description="CPU threads that one model may use.")
+    allow_download: bool = Field(
+        False, description="Let the models server fetch hub models that are not on disk."
+    )
+
+
+class EngineSettings(Section):
+    url: str = Field("", description="OpenAI-compatible engines, by commas; empty lets `serve` start vLLM.")
+    token: str = Field("", description="API key of those engines.")
+    python: Path = Field(
+        Path(".venv-engine/bin/python"), description="Interpreter of the environment that holds vLLM."
+    )
+    model: str = Field(
+        "SmolLM2-135M-Instruct",
+        description="Generation model for vLLM: folder's name or path, or a hub name.",
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where vLLM runs.")
+    max_model_len: int = Field(4096, ge=256, description="Longest prompt and answer together, in tokens.")
+    kv_cache_gib: int = Field(1, ge=1, description="Memory for vLLM's key-value cache on a CPU, in GiB.")
+    gpu_memory_utilization: float = Field(
+        0.8, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
+    )
+    tool_parser: str = Field(
+        "", description="vLLM's parser for the model's tool calls; empty turns tools off."
+    )
+    extra_args: str = Field("", description="More arguments for vLLM's server, as on a command line.")
+    timeout_s: float = Field(600.0, gt=0, description="Longest time that one answer may take.")
+
+
+class IngestSettings(Section):
+    concurrency: int = Field(4, ge=1, description="Documents that one worker has in hand at once.")
+    parsers: int = Field(2, ge=1, description="Parser processes of one worker.")
+    parse_timeout_s: float = Field(120.0, gt=0, description="Time after which a parser is stopped.")
+    parse_memory_mib: int = Field(3072, ge=512, description="Memory that one parser may take.")
+    lease_s: float = Field(
+        15.0, ge=1, description="Time after which a silent worker's documents go to another."
+    )
+
+
+class SearchSettings(Section):
+    dense_weight: float = Field(
+        0.5, ge=0, le=1, description="Weight of meaning against words in a hybrid search."
+    )
+
+
+class ChatSettings(Section):
+    passages: int = Field(4, ge=1, le=50, description="Most passages that an answer is written from.")
+    passage_tokens: int = Field(900, ge=64, description="Most tokens that all passages take together.")
+    min_similarity: float = Field(
+        0.3, ge=-1, le=1, description="Cosine below which no passage bears on a question."
+    )
+    citation_days: int = Field(30, ge=1, description="Days for which a citation's link opens.")
+
+
+class Settings(Section):
+    """Read once, at the start of a process."""
+
+    server: ServerSettings = ServerSettings()
+    storage: StorageSettings = StorageSettings()
+    models: ModelsSettings = ModelsSettings()
+    engine: EngineSettings = EngineSettings()
+    ingest: IngestSettings = IngestSettings()
+    search: SearchSettings = SearchSettings()
+    chat: ChatSettings = ChatSettings()
+
+    @property
+    def database_url(self) -> str:
+        return self.storage.database_url or f"sqlite:///{self.storage.data_dir / 'strongroom.db'}"
+
+    @property
+    def public_url(self) -> str:
+        return (self.server.public_url or f"http://{self.server.host}:{self.server.port}").rstrip("/")
+
+    @property
+    def engine_urls(self) -> list[str]:
+        return [url.strip() for url in self.engine.url.split(",") if url.strip()]
+
+    def with_options(self, **sections: Mapping[str, Any]) -> "Settings":
+        """These settings with some values replaced, as command-line options do. None leaves a value alone."""
+        changed = self.model_dump()
+        for section, values in sections.items():
+            changed[section].update({name: value for name, value in values.items() if value is not None})
+        return _validate(changed)
+
+    def to_environment(self) -> dict[str, str]:
+        """The variables that make a child process read these same settings."""
+        return {
+            f"{PREFIX}{section}__{name}".upper(): str(value)
+            for section, values in self.model_dump(mode="json").items()
+            for name, value in values.items()
+        }
+
+
+def read_settings(folder: Path | None = None) -> Settings:
+    """Raises SettingsInvalid, which names the setting."""
+    values: dict[str, dict[str, Any]] = _read_toml((folder or Path.cwd()) / TOML_FILE)
+    for name, value in os.environ.items():  # noqa: TID251 - the one place
+        if name.startswith(PREFIX):
+            section, _, key = name.removeprefix(PREFIX).lower().partition("__")
+            if section not in Settings.model_fields or not key:
+                raise SettingsInvalid(f"Unknown setting {name}. {_suggest(section)}")
+            values.setdefault(section, {})[key] = value
+    return _validate(values)
+
+
+def model_path(name: str, folder: Path) -> str:
+    """A name under the models folder, else a path, else as it is: a hub's name."""
+    for candidate in (folder / name, Path(name)):
+        if candidate.is_dir():
+            return str(candidate.resolve())
+    return name
+
+
+def inherited_environment() -> dict[str, str]:
+    """What child processes get besides settings: nothing of ours, and no proxy, so that loopback stays loopback."""
+    return {
+        name: value
+        for name, value in os.environ.items()  # noqa: TID251 - the one place
+        if not name.startswith(PREFIX) and not name.lower().endswith("_proxy")
+    }
+
+
+def _read_toml(path: Path) -> dict[str, dict[str, Any]]:
+    if not path.exists():
+        return {}
+    try:
+        parsed = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsInvalid(f"{path} is not valid TOML: {error}") from error
+    for section, values in parsed.items():
+        if not isinstance(values, dict):
+            raise SettingsInvalid(f"Unknown setting '{section}' in {path}: settings stand in sections.")
+    return parsed
+
+
+def _validate(values: Mapping[str, Any]) -> Settings:
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsInvalid(f"Unknown setting {name}. {_suggest(str(first['loc'][0]))}") from error
+        raise SettingsInvalid(f"Setting {name}: {first['msg']} (got {first['input']!r}).") from error
+
+
+def _suggest(section: str) -> str:
+    field = Settings.model_fields.get(section)
+    if field is None or field.annotation is None:
+        return f"Sections are {', '.join(Settings.model_fields)}."
+    return f"Settings of {section} are {', '.join(field.annotation.model_fields)}."
+
+
+def example_environment() -> str:
+    """The text of .env.example: each setting with its default and one line that explains it."""
+    lines = ["# Every setting of Strongroom with its default. Uncomment to change; the same names, as"]
+    lines += ["# [section] and name, work in strongroom.toml. Unknown names are refused."]
+    for section, field in Settings.model_fields.items():
+        lines.append("")
+        assert field.annotation is not None
+        for name, setting in field.annotation.model_fields.items():
+            lines.append(f"# {setting.description}")
+            lines.append(f"# {PREFIX}{section.upper()}__{name.upper()}={setting.default}")
+    return "\n".join(lines) + "\n"

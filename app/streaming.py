@@ -1,0 +1,72 @@
+"""Replies that end when their client leaves, streamed or not: whatever was computed for it is cancelled."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+Result = TypeVar("Result")
+
+
+class Departed(Exception):
+    """The client closed the connection before its reply was ready."""
+
+
+class StreamedReply(Response):
+    """Sends chunks as they come. Starlette's own notices a departure only when it sends the next chunk."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], *, status: int = 200, media_type: str) -> None:
+        super().__init__(status_code=status, media_type=media_type, headers={"Cache-Control": "no-store"})
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await _unless_departed(receive, self._send(send))
+        except Departed:
+            return
+
+    async def _send(self, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        await send(start)
+        async for chunk in self._chunks:
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def unless_departed(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
+    """The work's result; cancels it and raises Departed when the client leaves first. Read the body before."""
+    return await _unless_departed(request.receive, work)
+
+
+async def with_first(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Waits for the first chunk, so that an error before it can still become an error reply."""
+    first = await anext(chunks)
+
+    async def all_of_them() -> AsyncIterator[bytes]:
+        yield first
+        async for chunk in chunks:
+            yield chunk
+
+    return all_of_them()
+
+
+async def _unless_departed(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_departure(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Departed
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

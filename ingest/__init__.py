@@ -1,0 +1,1 @@
+"""How documents come in: parse, chunk, pipeline, jobs."""

@@ -1,0 +1,216 @@
+"""The worker: claims jobs, runs several at once, decides what is tried again, and says that it is alive."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sqlalchemy import delete
+from sqlalchemy.exc import OperationalError
+
+from ingest import jobs
+from ingest.elements import ParseFailed
+from ingest.jobs import ClaimedJob, LeaseLost
+from ingest.pipeline import Pipeline, WrongModel
+from retrieval.database import Database
+from retrieval.tables import WorkerBeat
+from serving.protocols import ModelUnavailable, Overloaded, TextRefused
+
+log = logging.getLogger("strongroom.worker")
+
+IDLE_LOOK_S = 0.1
+"""A job that arrives while all is quiet waits this long at most; the look is one indexed read."""
+BEAT_S = 5.0
+MAX_ATTEMPTS = 5
+FORGET_BEATS_AFTER_S = 3600.0
+
+
+@dataclass(frozen=True)
+class Permanent:
+    """Trying again would end the same way."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Retry:
+    """Something broke that may work next time: counted, so that a document which kills parsers ends."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A role that the job needs is away: the document is not to blame, so nothing is counted."""
+
+    delay_s: float
+
+
+def verdict(error: Exception) -> Permanent | Retry | Wait:
+    """The one place that decides what a failed job means."""
+    match error:
+        case ParseFailed(transient=False):
+            return Permanent(code=error.code.value, message=str(error))
+        case TextRefused():
+            return Permanent(code="unreadable_text", message=str(error))
+        case WrongModel():
+            return Permanent(
+                code="embedding_model_changed",
+                message="The vector store was made with another embedding model. "
+                "Set models.embedding to that model, or add the file to a new vector store.",
+            )
+        case ModelUnavailable():
+            return Wait(delay_s=1.0)
+        case Overloaded():
+            return Wait(delay_s=error.retry_after_s)
+        case OperationalError():
+            return Wait(delay_s=2.0)
+        case ParseFailed():
+            return Retry(message=str(error))
+        case _:
+            return Retry(message=f"Internal error ({type(error).__name__}); the worker's log has more.")
+
+
+def backoff_s(attempt: int) -> float:
+    """1, 4, 16, 64 s."""
+    return float(4**attempt)
+
+
+class Worker:
+    """Runs until cancelled; then gives its unfinished jobs back."""
+
+    def __init__(
+        self,
+        database: Database,
+        pipeline: Pipeline,
+        *,
+        concurrency: int,
+        lease_s: float,
+        isolated: bool,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._database = database
+        self._pipeline = pipeline
+        self._concurrency = concurrency
+        self._lease_s = lease_s
+        self._isolated = isolated
+        self._clock = clock
+        self._id = secrets.token_hex(8)
+        self._running: dict[asyncio.Task[None], ClaimedJob] = {}
+
+    async def run(self) -> None:
+        beating = asyncio.create_task(self._beat())
+        try:
+            while True:
+                await self._fill()
+                if len(self._running) >= self._concurrency:
+                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+                else:
+                    await asyncio.sleep(IDLE_LOOK_S)
+        finally:
+            beating.cancel()
+            await self._stop()
+
+    async def drain(self) -> None:
+        """Works until no job is due: lets a test go step by step."""
+        while True:
+            await self._fill()
+            if not self._running:
+                return
+            await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _fill(self) -> None:
+        while len(self._running) < self._concurrency:
+            try:
+                job = await asyncio.to_thread(self._claim)
+            except OperationalError:
+                log.warning("database_unavailable")
+                await asyncio.sleep(1.0)
+                return
+            if job is None:
+                return
+            task = asyncio.create_task(self._work(job))
+            self._running[task] = job
+            task.add_done_callback(self._running.pop)
+
+    def _claim(self) -> ClaimedJob | None:
+        with self._database.read() as session:
+            if not jobs.any_due(session, now=self._clock()):
+                return None
+        with self._database.write() as session:
+            return jobs.claim(session, now=self._clock(), lease_s=self._lease_s)
+
+    async def _work(self, job: ClaimedJob) -> None:
+        started = time.monotonic()
+        try:
+            await self._pipeline.run(job)
+        except LeaseLost:
+            log.info("job_dropped", extra={"document": job.document_id})
+        except Exception as error:
+            # The loop's edge: whatever a document does, the worker goes on and the document's fate is written down.
+            await self._settle(job, error)
+        else:
+            log.info(
+                "document_completed",
+                extra={"document": job.document_id, "seconds": round(time.monotonic() - started, 3)},
+            )
+
+    async def _settle(self, job: ClaimedJob, error: Exception) -> None:
+        decided = verdict(error)
+        if isinstance(decided, Retry):
+            log.error("job_error", exc_info=error, extra={"document": job.document_id})
+            if job.attempt + 1 >= MAX_ATTEMPTS:
+                decided = Permanent(code="server_error", message=f"Gave up after {MAX_ATTEMPTS} tries: {decided.message}")
+        try:
+            await asyncio.to_thread(self._write_verdict, job, decided)
+        except (LeaseLost, OperationalError):
+            # Deleted meanwhile, or the database is away: the lease ends by itself and the job is claimed again.
+            log.info("job_dropped", extra={"document": job.document_id})
+
+    def _write_verdict(self, job: ClaimedJob, decided: Permanent | Retry | Wait) -> None:
+        now = self._clock()
+        with self._database.write() as session:
+            match decided:
+                case Permanent(code, message):
+                    jobs.fail(session, job, code=code, message=message)
+                    log.info("document_failed", extra={"document": job.document_id, "code": code})
+                case Retry():
+                    due_at = now + backoff_s(job.attempt)
+                    jobs.give_back(session, job, due_at=due_at, attempt=job.attempt + 1)
+                case Wait(delay_s):
+                    jobs.give_back(session, job, due_at=now + delay_s, attempt=job.attempt)
+
+    async def _beat(self) -> None:
+        """Renews the leases of running jobs and this worker's own sign of life."""
+        while True:
+            try:
+                await asyncio.to_thread(self._write_beat)
+            except OperationalError:
+                log.warning("database_unavailable")
+            await asyncio.sleep(min(BEAT_S, self._lease_s / 3))
+
+    def _write_beat(self) -> None:
+        now = self._clock()
+        leases = [job.lease for job in list(self._running.values())]
+        with self._database.write() as session:
+            session.merge(WorkerBeat(id=self._id, seen_at=now, isolated=self._isolated))
+            session.execute(delete(WorkerBeat).where(WorkerBeat.seen_at < now - FORGET_BEATS_AFTER_S))
+            if leases:
+                jobs.renew(session, leases, now=now, lease_s=self._lease_s)
+
+    async def _stop(self) -> None:
+        unfinished = dict(self._running)
+        for task in unfinished:
+            task.cancel()
+        await asyncio.gather(*unfinished, return_exceptions=True)
+        with suppress(OperationalError):
+            await asyncio.to_thread(self._write_farewell, [job.lease for job in unfinished.values()])
+
+    def _write_farewell(self, leases: list[str]) -> None:
+        with self._database.write() as session:
+            session.execute(delete(WorkerBeat).where(WorkerBeat.id == self._id))
+            jobs.give_back_all(session, leases, now=self._clock())

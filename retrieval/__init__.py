@@ -1,0 +1,1 @@
+"""What is stored and found: tables, catalog queries, indexes, search, passages."""

@@ -1,0 +1,395 @@
+"""Every query on files, collections and documents. Each takes the caller's scope, and sees nothing outside it.
+
+Errors (absent and forbidden look the same):
+    NotFound
+    ├── FileMissing
+    ├── CollectionMissing
+    └── DocumentMissing
+    CursorInvalid           a page was asked for after an id that is not in the list
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from sqlalchemy import Select, delete, func, insert, select, tuple_, update
+from sqlalchemy.orm import InstrumentedAttribute, Session
+
+from retrieval.scope import Scope
+from retrieval.tables import (
+    Blob,
+    Chunk,
+    ChunkLog,
+    Collection,
+    Document,
+    DocumentStatus,
+    File,
+    Job,
+    JobState,
+    LogOp,
+    ParsedFile,
+    Tenant,
+    new_id,
+)
+
+Row = TypeVar("Row", File, Collection, Document)
+
+
+class NotFound(Exception):
+    """What was named does not exist, or the key may not see it."""
+
+    kind = "object"
+
+    def __init__(self, missing_id: str) -> None:
+        super().__init__(f"No {self.kind} with id '{missing_id}'.")
+        self.missing_id = missing_id
+
+
+class FileMissing(NotFound):
+    kind = "file"
+
+
+class CollectionMissing(NotFound):
+    kind = "vector store"
+
+
+class DocumentMissing(NotFound):
+    kind = "vector store file"
+
+
+class CursorInvalid(Exception):
+    """`after` or `before` names nothing in this list."""
+
+    def __init__(self, cursor: str) -> None:
+        super().__init__(f"The cursor '{cursor}' is not in this list.")
+
+
+class Order(StrEnum):
+    ASC = "asc"
+    DESC = "desc"
+
+
+@dataclass(frozen=True)
+class PageRequest:
+    """A slice of a list ordered by creation: at most `limit` rows after and before the rows with these ids."""
+
+    limit: int = 20
+    order: Order = Order.DESC
+    after: str | None = None
+    before: str | None = None
+
+
+@dataclass(frozen=True)
+class NewFile:
+    filename: str
+    purpose: str
+    media_type: str
+    sha256: str
+    size_bytes: int
+
+
+# Files
+
+
+def add_file(session: Session, scope: Scope, new: NewFile, *, now: float) -> tuple[File, bool]:
+    """The new file, and whether its bytes are new to the tenant: only then is there a blob to keep."""
+    _lock_tenant(session, scope)
+    blob = session.scalar(select(Blob).where(Blob.tenant_id == scope.tenant_id, Blob.sha256 == new.sha256))
+    is_new_blob = blob is None
+    if blob is None:
+        blob = Blob(
+            id=new_id("blob-"), tenant_id=scope.tenant_id, sha256=new.sha256, size_bytes=new.size_bytes
+        )
+        session.add(blob)
+        session.flush()
+    file = File(
+        id=new_id("file-"),
+        tenant_id=scope.tenant_id,
+        blob_id=blob.id,
+        filename=new.filename,
+        purpose=new.purpose,
+        media_type=new.media_type,
+        size_bytes=new.size_bytes,
+        created_at=now,
+    )
+    session.add(file)
+    session.flush()
+    return file, is_new_blob
+
+
+def get_file(session: Session, scope: Scope, file_id: str) -> File:
+    file = session.scalar(select(File).where(File.tenant_id == scope.tenant_id, File.id == file_id))
+    if file is None:
+        raise FileMissing(file_id)
+    return file
+
+
+def list_files(
+    session: Session, scope: Scope, page: PageRequest, *, purpose: str | None = None
+) -> list[File]:
+    query = select(File).where(File.tenant_id == scope.tenant_id)
+    if purpose is not None:
+        query = query.where(File.purpose == purpose)
+    return _page(session, query, page, created_at=File.created_at, row_id=File.id, public_id=File.id)
+
+
+def delete_file(session: Session, scope: Scope, file_id: str) -> str | None:
+    """Removes a file and every document made of it. Returns the id of the blob to remove after the commit."""
+    _lock_tenant(session, scope)
+    file = get_file(session, scope, file_id)
+    documents = session.scalars(select(Document).where(Document.file_id == file.id)).all()
+    for document in documents:
+        _delete_document(session, document)
+    session.delete(file)
+    session.flush()
+    if session.scalar(select(File.id).where(File.blob_id == file.blob_id).limit(1)) is not None:
+        return None
+    session.execute(delete(ParsedFile).where(ParsedFile.blob_id == file.blob_id))
+    session.execute(delete(Blob).where(Blob.id == file.blob_id))
+    return file.blob_id
+
+
+# Collections
+
+
+def create_collection(
+    session: Session, scope: Scope, *, name: str, attributes: dict[str, Any], now: float
+) -> Collection:
+    collection = Collection(
+        id=new_id("vs_"),
+        tenant_id=scope.tenant_id,
+        name=name,
+        attributes=attributes,
+        head=0,
+        created_at=now,
+        last_active_at=now,
+    )
+    session.add(collection)
+    session.flush()
+    return collection
+
+
+def get_collection(session: Session, scope: Scope, collection_id: str) -> Collection:
+    collection = session.scalar(
+        select(Collection).where(Collection.tenant_id == scope.tenant_id, Collection.id == collection_id)
+    )
+    if collection is None:
+        raise CollectionMissing(collection_id)
+    return collection
+
+
+def find_collection(session: Session, scope: Scope, name_or_id: str) -> Collection:
+    """By id, else by name; the oldest of several with one name."""
+    collection = session.scalar(
+        select(Collection)
+        .where(
+            Collection.tenant_id == scope.tenant_id,
+            (Collection.id == name_or_id) | (Collection.name == name_or_id),
+        )
+        .order_by(Collection.id != name_or_id, Collection.created_at, Collection.id)
+        .limit(1)
+    )
+    if collection is None:
+        raise CollectionMissing(name_or_id)
+    return collection
+
+
+def list_collections(session: Session, scope: Scope, page: PageRequest) -> list[Collection]:
+    query = select(Collection).where(Collection.tenant_id == scope.tenant_id)
+    return _page(
+        session, query, page, created_at=Collection.created_at, row_id=Collection.id, public_id=Collection.id
+    )
+
+
+def delete_collection(session: Session, scope: Scope, collection_id: str) -> None:
+    """Removes a collection with its documents and chunks; the files stay, as in OpenAI's API."""
+    collection = get_collection(session, scope, collection_id)
+    session.execute(delete(Chunk).where(Chunk.collection_id == collection.id))
+    documents = select(Document.id).where(Document.collection_id == collection.id)
+    session.execute(delete(Job).where(Job.document_id.in_(documents)))
+    session.execute(delete(Document).where(Document.collection_id == collection.id))
+    session.execute(delete(ChunkLog).where(ChunkLog.collection_id == collection.id))
+    session.delete(collection)
+
+
+def count_documents(
+    session: Session, scope: Scope, collection_ids: Sequence[str]
+) -> dict[str, dict[DocumentStatus, int]]:
+    """How many documents of each status each collection holds."""
+    counts: dict[str, dict[DocumentStatus, int]] = {collection_id: {} for collection_id in collection_ids}
+    rows = session.execute(
+        select(Document.collection_id, Document.status, func.count())
+        .where(Document.tenant_id == scope.tenant_id, Document.collection_id.in_(collection_ids))
+        .group_by(Document.collection_id, Document.status)
+    )
+    for collection_id, status, count in rows:
+        counts[collection_id][status] = count
+    return counts
+
+
+def usage_bytes(session: Session, scope: Scope, collection_ids: Sequence[str]) -> dict[str, int]:
+    """Bytes of chunk text and embeddings that each collection's documents take."""
+    rows = session.execute(
+        select(Document.collection_id, func.sum(Document.usage_bytes))
+        .where(Document.tenant_id == scope.tenant_id, Document.collection_id.in_(collection_ids))
+        .group_by(Document.collection_id)
+    )
+    return {collection_id: int(total) for collection_id, total in rows}
+
+
+# Documents
+
+
+def attach_file(
+    session: Session,
+    scope: Scope,
+    *,
+    collection_id: str,
+    file_id: str,
+    attributes: dict[str, Any],
+    chunking: dict[str, Any],
+    now: float,
+) -> Document:
+    """Makes a document of a file, and the job that ingests it.
+
+    A file that is in already keeps its document; it is ingested anew if it failed or is to be chunked otherwise.
+    """
+    collection = get_collection(session, scope, collection_id)
+    file = get_file(session, scope, file_id)
+    existing = session.scalar(
+        select(Document).where(Document.collection_id == collection.id, Document.file_id == file.id)
+    )
+    if existing is not None:
+        unfinished = existing.status in (DocumentStatus.FAILED, DocumentStatus.CANCELLED)
+        if existing.chunking == chunking and not unfinished:
+            existing.attributes = attributes
+            return existing
+        _delete_document(session, existing)
+        session.flush()
+    document = Document(
+        tenant_id=scope.tenant_id,
+        collection_id=collection.id,
+        file_id=file.id,
+        status=DocumentStatus.IN_PROGRESS,
+        attributes=attributes,
+        chunking=chunking,
+        usage_bytes=0,
+        created_at=now,
+    )
+    session.add(document)
+    session.flush()
+    session.add(Job(tenant_id=scope.tenant_id, document_id=document.id, state=JobState.QUEUED, due_at=now))
+    collection.last_active_at = now
+    return document
+
+
+def get_document(session: Session, scope: Scope, collection_id: str, file_id: str) -> Document:
+    get_collection(session, scope, collection_id)
+    document = session.scalar(
+        select(Document).where(
+            Document.tenant_id == scope.tenant_id,
+            Document.collection_id == collection_id,
+            Document.file_id == file_id,
+        )
+    )
+    if document is None:
+        raise DocumentMissing(file_id)
+    return document
+
+
+def list_documents(
+    session: Session,
+    scope: Scope,
+    collection_id: str,
+    page: PageRequest,
+    *,
+    status: DocumentStatus | None = None,
+) -> list[Document]:
+    get_collection(session, scope, collection_id)
+    query = select(Document).where(
+        Document.tenant_id == scope.tenant_id, Document.collection_id == collection_id
+    )
+    if status is not None:
+        query = query.where(Document.status == status)
+    return _page(
+        session, query, page, created_at=Document.created_at, row_id=Document.id, public_id=Document.file_id
+    )
+
+
+def delete_document(session: Session, scope: Scope, collection_id: str, file_id: str) -> None:
+    """Takes a file out of a collection; the file itself stays."""
+    _delete_document(session, get_document(session, scope, collection_id, file_id))
+
+
+# Chunks and their log
+
+
+def append_log(session: Session, collection_id: str, op: LogOp, chunk_ids: Sequence[int]) -> None:
+    """Logs a change of chunks in the caller's transaction, which must hold that change too."""
+    if not chunk_ids:
+        return
+    # The update locks the collection's row until the commit, so a later seq is never seen before an earlier one.
+    head = session.execute(
+        update(Collection)
+        .where(Collection.id == collection_id)
+        .values(head=Collection.head + len(chunk_ids))
+        .returning(Collection.head)
+    ).scalar_one()
+    first = head - len(chunk_ids) + 1
+    session.execute(
+        insert(ChunkLog),
+        [
+            {"collection_id": collection_id, "seq": seq, "op": op, "chunk_id": chunk_id}
+            for seq, chunk_id in enumerate(chunk_ids, first)
+        ],
+    )
+
+
+def remove_chunks(session: Session, document: Document) -> None:
+    """Deletes a document's chunks and logs it."""
+    chunk_ids = session.scalars(select(Chunk.id).where(Chunk.document_id == document.id)).all()
+    append_log(session, document.collection_id, LogOp.REMOVE, chunk_ids)
+    session.execute(delete(Chunk).where(Chunk.document_id == document.id))
+
+
+def _delete_document(session: Session, document: Document) -> None:
+    remove_chunks(session, document)
+    session.execute(delete(Job).where(Job.document_id == document.id))
+    session.delete(document)
+
+
+def _lock_tenant(session: Session, scope: Scope) -> None:
+    # Two uploads of the same bytes, or an upload and a delete, would otherwise disagree about who owns the blob.
+    session.execute(select(Tenant.id).where(Tenant.id == scope.tenant_id).with_for_update())
+
+
+def _page(
+    session: Session,
+    query: Select[tuple[Row]],
+    page: PageRequest,
+    *,
+    created_at: InstrumentedAttribute[float],
+    row_id: InstrumentedAttribute[Any],
+    public_id: InstrumentedAttribute[str],
+) -> list[Row]:
+    """Pages by key, not by offset: rows that come or go meanwhile shift nothing."""
+
+    def place_of(cursor: str) -> tuple[float, Any]:
+        row = session.execute(
+            query.with_only_columns(created_at, row_id).where(public_id == cursor)
+        ).one_or_none()
+        if row is None:
+            raise CursorInvalid(cursor)
+        return row[0], row[1]
+
+    key = tuple_(created_at, row_id)
+    ascending = page.order is Order.ASC
+    if page.after is not None:
+        place = place_of(page.after)
+        query = query.where(key > place if ascending else key < place)
+    if page.before is not None:
+        place = place_of(page.before)
+        query = query.where(key < place if ascending else key > place)
+    keys = (created_at, row_id) if ascending else (created_at.desc(), row_id.desc())
+    return list(session.scalars(query.order_by(*keys).limit(page.limit)))

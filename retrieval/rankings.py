@@ -1,0 +1,111 @@
+"""Hits and rankings, the seams VectorIndex and KeywordIndex that produce them, and their fusion."""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+RRF_K = 60
+"""Source: Cormack, Clarke and Buettcher, 2009."""
+
+
+@dataclass(frozen=True)
+class Hit:
+    chunk_id: int
+    score: float
+
+
+Ranking = tuple[Hit, ...]
+"""Best first; equal scores by rising chunk id, so that the same search always gives the same order."""
+
+
+class Fusion(StrEnum):
+    """How two rankings become one."""
+
+    WEIGHTED = "weighted"
+    RRF = "rrf"
+
+
+@dataclass(frozen=True)
+class IndexedChunk:
+    """What an index needs to know of a chunk."""
+
+    chunk_id: int
+    document_id: int
+    text: str
+    embedding: NDArray[np.float32]
+    """(dimensions,), a unit row."""
+
+
+class VectorIndex(Protocol):
+    """Finds chunks by the meaning of their text."""
+
+    def apply(self, *, added: Sequence[IndexedChunk], removed: Sequence[int]) -> None:
+        """Takes in a stretch of the log: an unknown removed id is ignored."""
+        ...
+
+    def search(
+        self, vectors: NDArray[np.float32], k: int, *, documents: Set[int] | None = None
+    ) -> list[Ranking]:
+        """One ranking of at most k hits for each row of `vectors`, float32 (n, dimensions); scores are cosines.
+
+        `documents` restricts the search itself to chunks of these documents.
+        """
+        ...
+
+    def vectors(self, chunk_ids: Sequence[int]) -> NDArray[np.float32]:
+        """float32 (n, dimensions) as indexed, for verification. Raises for an id that is not in the index."""
+        ...
+
+    def chunk_ids(self) -> Set[int]: ...
+
+
+class KeywordIndex(Protocol):
+    """Finds chunks by the words of their text."""
+
+    def apply(self, *, added: Sequence[IndexedChunk], removed: Sequence[int]) -> None: ...
+
+    def search(self, queries: Sequence[str], k: int, *, documents: Set[int] | None = None) -> list[Ranking]:
+        """One ranking of at most k hits for each query; scores are BM25 with k1 = 1.2 and b = 0.75."""
+        ...
+
+    def chunk_ids(self) -> Set[int]: ...
+
+
+def best_first(hits: Sequence[Hit]) -> Ranking:
+    return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id)))
+
+
+def fuse_weighted(rankings: Sequence[Ranking], weights: Sequence[float]) -> Ranking:
+    """Sums each ranking's scores, scaled to 0..1 by its own minimum and maximum, times its weight.
+
+    A chunk that a ranking lacks counts 0 there. With weights that sum to 1, so do the scores of a chunk that
+    leads them all. Source: Fox and Shaw, CombSUM, 1994.
+    """
+    fused: dict[int, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        if not ranking:
+            continue
+        low = min(hit.score for hit in ranking)
+        span = max(hit.score for hit in ranking) - low
+        for hit in ranking:
+            scaled = (hit.score - low) / span if span > 0 else 1.0
+            fused[hit.chunk_id] = fused.get(hit.chunk_id, 0.0) + weight * scaled
+    return best_first([Hit(chunk_id, score) for chunk_id, score in fused.items()])
+
+
+def fuse_rrf(rankings: Sequence[Ranking], weights: Sequence[float]) -> Ranking:
+    """Reciprocal rank fusion: the weighted sum of 1 / (60 + rank), divided by its largest possible value."""
+    fused: dict[int, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for rank, hit in enumerate(ranking, 1):
+            fused[hit.chunk_id] = fused.get(hit.chunk_id, 0.0) + weight / (RRF_K + rank)
+    largest = sum(weights) / (RRF_K + 1)
+    return best_first([Hit(chunk_id, score / largest) for chunk_id, score in fused.items()])
+
+
+def fuse(method: Fusion, rankings: Sequence[Ranking], weights: Sequence[float]) -> Ranking:
+    return (fuse_weighted if method is Fusion.WEIGHTED else fuse_rrf)(rankings, weights)

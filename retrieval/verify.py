@@ -1,0 +1,69 @@
+"""Proves that what is served equals what is stored: indexes = chunks = log, and blobs = files."""
+
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from retrieval.blobs import BlobStore
+from retrieval.database import Database
+from retrieval.tables import Blob, Chunk, ChunkLog, Collection, LogOp
+from retrieval.views import IndexViews
+
+WINDOW = 2_000
+
+
+def differences(database: Database, blobs: BlobStore, views: IndexViews) -> Iterator[str]:
+    """A sentence for each difference; none when all is well. Ids only, so that it may be logged."""
+    with database.read() as session:
+        for collection in session.scalars(select(Collection).order_by(Collection.id)):
+            yield from _index_differences(session, views, collection)
+        stored = {blob.id: blob for blob in session.scalars(select(Blob))}
+    yield from _blob_differences(stored, blobs)
+
+
+def _index_differences(session: Session, views: IndexViews, collection: Collection) -> Iterator[str]:
+    alive = set(session.scalars(select(Chunk.id).where(Chunk.collection_id == collection.id)))
+    if alive != _replayed(session, collection):
+        yield f"{collection.id}: the chunk log does not lead to the chunks that are stored."
+    view = views.follow(session, collection)
+    if view is None:
+        if alive:
+            yield f"{collection.id}: no index, but {len(alive)} chunks are stored."
+        return
+    for kind, indexed in (("vector", view.vectors.chunk_ids()), ("keyword", view.keywords.chunk_ids())):
+        for chunk_id in sorted(alive - indexed):
+            yield f"{collection.id}: chunk {chunk_id} is not in the {kind} index."
+        for chunk_id in sorted(indexed - alive):
+            yield f"{collection.id}: chunk {chunk_id} is in the {kind} index, but it is not stored."
+    both = sorted(alive & view.vectors.chunk_ids())
+    for start in range(0, len(both), WINDOW):
+        window = both[start : start + WINDOW]
+        rows = session.execute(
+            select(Chunk.id, Chunk.embedding).where(Chunk.id.in_(window)).order_by(Chunk.id)
+        )
+        for (chunk_id, embedding), vector in zip(rows, view.vectors.vectors(window), strict=True):
+            if not np.array_equal(np.frombuffer(embedding, np.float16).astype(np.float32), vector):
+                yield f"{collection.id}: chunk {chunk_id} has another vector in the index."
+
+
+def _replayed(session: Session, collection: Collection) -> set[int]:
+    alive: set[int] = set()
+    log = select(ChunkLog.op, ChunkLog.chunk_id).where(ChunkLog.collection_id == collection.id)
+    for op, chunk_id in session.execute(log.order_by(ChunkLog.seq)):
+        (alive.add if op is LogOp.ADD else alive.discard)(chunk_id)
+    return alive
+
+
+def _blob_differences(stored: dict[str, Blob], blobs: BlobStore) -> Iterator[str]:
+    on_disk = set(blobs.ids())
+    for blob_id in sorted(stored.keys() - on_disk):
+        yield f"{blob_id}: the file's bytes are missing."
+    for blob_id in sorted(on_disk - stored.keys()):
+        yield f"{blob_id}: bytes on disk that belong to no file."
+    for blob_id in sorted(stored.keys() & on_disk):
+        with blobs.path(blob_id).open("rb") as content:
+            if hashlib.file_digest(content, "sha256").hexdigest() != stored[blob_id].sha256:
+                yield f"{blob_id}: the file's bytes have changed."

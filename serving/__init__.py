@@ -1,0 +1,1 @@
+"""Models as a service: batching, embedding, reranking, and the gateway to generation engines."""

@@ -1,0 +1,38 @@
+"""Embedder and Reranker over a batcher of the same process, for callers without a models server."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.batcher import Batcher
+from serving.protocols import EmbeddingModel, Lane
+
+
+class BatchedEmbedder:
+    """An Embedder whose model runs here."""
+
+    def __init__(self, batcher: Batcher[str], card: EmbeddingModel) -> None:
+        self._batcher = batcher
+        self._card = card
+
+    async def describe(self) -> EmbeddingModel:
+        return self._card
+
+    async def embed(
+        self, texts: Sequence[str], *, lane: Lane, deadline_s: float | None = None
+    ) -> NDArray[np.float32]:
+        return await self._batcher.run(texts, lane=lane, deadline_s=deadline_s)
+
+
+class BatchedReranker:
+    """A Reranker whose model runs here."""
+
+    def __init__(self, batcher: Batcher[tuple[str, str]]) -> None:
+        self._batcher = batcher
+
+    async def score(
+        self, query: str, texts: Sequence[str], *, lane: Lane, deadline_s: float | None = None
+    ) -> NDArray[np.float32]:
+        pairs = [(query, text) for text in texts]
+        return (await self._batcher.run(pairs, lane=lane, deadline_s=deadline_s))[:, 0]

@@ -1,0 +1,1 @@
+"""The neural models themselves; the only package that imports torch and sentence-transformers."""
