@@ -29,7 +29,7 @@ class KeyInvalid(Exception):
 
     def __init__(self) -> None:
         super().__init__(
-            "Incorrect API key. Send 'Authorization: Bearer KEY'; the first key is in the data folder at keys/admin.key."
+            "Incorrect API key. Send 'Authorization: Bearer KEY'; the first key is in the file keys/admin.key."
         )
 
 

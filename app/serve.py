@@ -12,7 +12,7 @@ from pathlib import Path
 
 from app.auth import KeyRing, ensure_admin_key, server_secret
 from app.migrate import migrate
-from app.remote import Json, Remote
+from app.remote import Json, Remote, RemoteRefused
 from app.serve_log import ServeLog
 from app.services import blobs_dir, keys_dir
 from app.settings import Settings, inherited_environment, model_path
@@ -142,7 +142,10 @@ async def _announce(settings: Settings, key_file: Path, log: ServeLog, on_ready:
                 said, said_at = waiting, time.monotonic()
             await asyncio.sleep(LOOK_S)
         log.say("ready", url=settings.public_url, seconds=round(time.monotonic() - started))
-        await on_ready(settings, remote)
+        try:
+            await on_ready(settings, remote)
+        except RemoteRefused as error:
+            log.say("samples_refused", level="error", reason=str(error))
 
 
 def _waiting(readiness: Json | None) -> str:

@@ -14,7 +14,7 @@ FILES_KEPT = 3
 
 
 class ServeLog:
-    """Takes lines from roles. Ours are JSON events; an engine's are its own, of which the terminal shows warnings."""
+    """Takes lines from roles. Ours are JSON events; an engine's are its own, of which the terminal shows errors."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -30,7 +30,7 @@ class ServeLog:
         if isinstance(event, dict):
             text, shown = _readable(event), True
         else:
-            text, shown = f"{_now()} {role:8} {line}", _is_warning(line)
+            text, shown = f"{_now()} {role:8} {line}", _is_error(line)
         self._file.emit(logging.makeLogRecord({"msg": text}))
         if shown:
             print(text, file=sys.stderr, flush=True)  # noqa: T201 - the terminal is where people look
@@ -52,8 +52,8 @@ def _readable(event: dict[str, Any]) -> str:
     return f"{at} {role:8} {mark}{name} {fields}".rstrip()
 
 
-def _is_warning(line: str) -> bool:
-    return any(mark in line for mark in ("WARNING", "ERROR", "CRITICAL", "Traceback", "Error:"))
+def _is_error(line: str) -> bool:
+    return any(mark in line for mark in (" ERROR ", " CRITICAL ", "Traceback", "Error:"))
 
 
 def _now() -> str:

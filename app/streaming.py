@@ -22,7 +22,7 @@ class StreamedReply(Response):
         del self.headers["content-length"]
         self._chunks = chunks
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         try:
             await _unless_departed(receive, self._send(send))
         except Departed:

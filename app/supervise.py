@@ -40,7 +40,7 @@ class Supervisor:
         self._running: dict[str, asyncio.subprocess.Process] = {}
 
     async def run(self, *, until: asyncio.Event) -> None:
-        reaper = subprocess.Popen(
+        reaper = subprocess.Popen(  # noqa: ASYNC220 - returns at once
             [sys.executable, "-m", "app.reaper"],
             stdin=subprocess.PIPE,
             start_new_session=True,

@@ -75,17 +75,30 @@ def split(
     OpenAI's static strategy is this with its own two numbers. `max_tokens` is at least 16.
     """
     assert max_tokens >= 16
-    positions = count_tokens.positions(document.text)
-    window = max_tokens
-    while True:
-        splitter = _Splitter(document, count_tokens, positions, window, min(overlap_tokens, window // 2))
-        pieces = splitter.pieces()
-        counts = count_tokens.counts([piece.embedded_text(document.text) for piece in pieces])
-        if all(count <= max_tokens for count in counts):
-            return [_draft(document, piece, count) for piece, count in zip(pieces, counts, strict=True)]
-        # Some tokenizers read the start of a text differently, so a piece can have a few tokens more than its
-        # part of the whole text had.
-        window -= max(1, window // 10)
+    splitter = _Splitter(document, count_tokens, max_tokens, overlap_tokens)
+    pieces = splitter.pieces()
+    counts = count_tokens.counts([piece.embedded_text(document.text) for piece in pieces])
+    return [
+        _draft(document, fitting, exact_count)
+        for piece, count in zip(pieces, counts, strict=True)
+        for fitting, exact_count in _fitting(document.text, piece, count, count_tokens, max_tokens)
+    ]
+
+
+def _fitting(
+    text: str, piece: "_Piece", count: int, count_tokens: TokenCounter, max_tokens: int
+) -> Iterator[tuple["_Piece", int]]:
+    """The piece if it is within the limit, else its halves, with their exact counts.
+
+    A piece can have more tokens than its part of the whole text had: a word of hundreds of letters is one unknown
+    token to a word-piece model until it is cut, and some tokenizers read the start of a text in another way.
+    """
+    if count <= max_tokens:
+        yield piece, count
+        return
+    for half in piece.halves(text):
+        (half_count,) = count_tokens.counts([half.embedded_text(text)])
+        yield from _fitting(text, half, half_count, count_tokens, max_tokens)
 
 
 _WINDOW_CHARS = 8192
@@ -144,23 +157,32 @@ class _Piece:
     def embedded_text(self, text: str) -> str:
         return under_headings(self.path, text[self.start : self.end])
 
+    def halves(self, text: str) -> "Iterator[_Piece]":
+        """Two pieces, cut at the space nearest to the middle from the left, or else in the middle of a word."""
+        assert self.end - self.start > 1, "one character cannot be more than a chunk"
+        middle = (self.start + self.end) // 2
+        space = text.rfind(" ", self.start + 1, middle)
+        at = space if space > (self.start + middle) // 2 else middle
+        for start, end in ((self.start, at), (at, self.end)):
+            left, right = _trimmed(text, start, end)
+            if left < right:
+                yield _Piece(left, right, self.path)
+
 
 class _Splitter:
-    """One pass over a document for a window of so many tokens."""
+    """One pass over a document, by the tokens of its whole text."""
 
     def __init__(
         self,
         document: ParsedDocument,
         count_tokens: TokenCounter,
-        positions: Sequence[int],
-        window: int,
+        max_tokens: int,
         overlap_tokens: int,
     ) -> None:
         self._text = document.text
-        self._positions = positions
-        self._room = window - count_tokens.special_tokens
-        assert self._room > 3, "this window has no room for text"
-        self._overlap_tokens = overlap_tokens
+        self._positions = count_tokens.positions(document.text)
+        self._room = max_tokens - count_tokens.special_tokens
+        self._overlap_tokens = min(overlap_tokens, max_tokens // 2)
         headings = sorted({heading for element in document.elements for heading in element.headings})
         own_counts = count_tokens.counts(headings) if headings else []
         # One more each for the sign between two headings, or the line end after the last.
@@ -227,7 +249,7 @@ class _Splitter:
         return sum(self._heading_tokens[heading] for heading in path)
 
     def _fitting_path(self, path: tuple[str, ...]) -> tuple[str, ...]:
-        """The innermost headings that leave two thirds of the window to the text."""
+        """The innermost headings that leave two thirds of the room to the text."""
         while self._path_tokens(path) > self._most_path_tokens:
             path = path[1:]
         return path
@@ -315,7 +337,7 @@ _SMALL_SHARE = 4
 """Sections of less than a quarter of a chunk are joined with a neighbour: a line alone says little."""
 _UNREPEATED = {ElementKind.TABLE, ElementKind.CODE}
 _LINE_END = re.compile(r"\n")
-_SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+(?=[^\sa-z])|[。！？][”’」』）]*\s*|\n\s*\n")
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+(?=[^\sa-z])|[。！？][”’」』）]*\s*|\n\s*\n\s*")
 
 
 def _runs_between_furniture(

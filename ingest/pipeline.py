@@ -88,7 +88,7 @@ class Pipeline:
                 media_type=row.media_type,
                 chunking=row.chunking,
                 fingerprint=row.fingerprint,
-                parsed=parsed and ParsedDocument.from_json(zlib.decompress(parsed.elements)),
+                parsed=ParsedDocument.from_json(zlib.decompress(parsed.elements)) if parsed else None,
             )
 
     async def _parse(self, work: _Work) -> ParsedDocument:

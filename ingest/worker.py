@@ -150,7 +150,7 @@ class Worker:
             await self._pipeline.run(job)
         except LeaseLost:
             log.info("job_dropped", extra={"document": job.document_id})
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             # The loop's edge: whatever a document does, the worker goes on and the document's fate is written down.
             await self._settle(job, error)
         else:
@@ -164,7 +164,8 @@ class Worker:
         if isinstance(decided, Retry):
             log.error("job_error", exc_info=error, extra={"document": job.document_id})
             if job.attempt + 1 >= MAX_ATTEMPTS:
-                decided = Permanent(code="server_error", message=f"Gave up after {MAX_ATTEMPTS} tries: {decided.message}")
+                gave_up = f"Gave up after {MAX_ATTEMPTS} tries: {decided.message}"
+                decided = Permanent(code="server_error", message=gave_up)
         try:
             await asyncio.to_thread(self._write_verdict, job, decided)
         except (LeaseLost, OperationalError):

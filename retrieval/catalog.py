@@ -366,7 +366,7 @@ def _lock_tenant(session: Session, scope: Scope) -> None:
 
 def _page(
     session: Session,
-    query: Select[tuple[Row]],
+    query: Select[Row],
     page: PageRequest,
     *,
     created_at: InstrumentedAttribute[float],

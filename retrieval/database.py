@@ -30,7 +30,7 @@ class Database:
             self._writing = engine.execution_options(sqlite_begin="IMMEDIATE")
         else:
             self._reading = engine.execution_options(isolation_level="REPEATABLE READ")
-            self._writing = engine
+            self._writing = engine.execution_options()
 
     @contextmanager
     def read(self) -> Iterator[Session]:

@@ -46,7 +46,7 @@ class FaissVectorIndex:
                     chunk_id for document in documents for chunk_id in self._chunks_of.get(document, ())
                 ]
                 selector = faiss.IDSelectorBatch(np.array(allowed, np.int64))
-                parameters = faiss.SearchParameters(sel=selector)
+                parameters = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg] # takes any attribute
             scores, chunk_ids = self._index.search(
                 np.ascontiguousarray(vectors, np.float32), k, params=parameters
             )

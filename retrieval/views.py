@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from sqlalchemy import Select, select
@@ -108,7 +109,7 @@ def _apply_log(session: Session, collection: Collection, view: CollectionView) -
     view.seq = collection.head
 
 
-def _windows(session: Session, query: Select[tuple[Chunk]]) -> Iterator[Sequence[IndexedChunk]]:
+def _windows(session: Session, query: Select[Any]) -> Iterator[Sequence[IndexedChunk]]:
     columns = query.with_only_columns(
         Chunk.id, Chunk.document_id, Chunk.headings, Chunk.text, Chunk.embedding
     ).order_by(Chunk.id)

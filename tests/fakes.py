@@ -182,7 +182,7 @@ class ScriptedEngine:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         self.bodies.append(body)
-        self.headers.append(dict(request.headers))
+        self.headers.append(request.headers)
         asked = json.loads(body)
         self.requests.append(asked)
         try:

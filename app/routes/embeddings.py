@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
@@ -69,7 +70,7 @@ async def embeddings(
                 param="input",
             )
     vectors = await unless_departed(request, services.models.embed(texts, lane=lane_of(body, len(texts))))
-    as_wanted = _base64 if body.encoding_format == "base64" else np.ndarray.tolist
+    as_wanted = _base64 if body.encoding_format == "base64" else _floats
     return {
         "object": "list",
         "model": body.model,
@@ -113,7 +114,12 @@ async def _must_be(services: Services, scope: Scope, asked: str, served: str) ->
         raise UnknownModel(asked, await model_names(services, scope))
 
 
-def _base64(vector: np.ndarray[Any, np.dtype[np.float32]]) -> str:
+def _floats(vector: NDArray[np.float32]) -> list[float]:
+    floats: list[float] = vector.tolist()
+    return floats
+
+
+def _base64(vector: NDArray[np.float32]) -> str:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode()
 
 

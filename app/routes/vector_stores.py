@@ -96,7 +96,7 @@ class SearchStore(Body):
     query: str | list[str]
     filters: FilterBody | None = None
     max_num_results: int = Field(10, ge=1, le=50)
-    ranking_options: RankingOptions = Field(default_factory=RankingOptions)
+    ranking_options: RankingOptions = RankingOptions()
     rewrite_query: bool = False
     search_mode: SearchMode = SearchMode.HYBRID
 

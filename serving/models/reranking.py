@@ -1,6 +1,8 @@
 """A reranking model (cross-encoder) as the batcher runs it: query and text to tokens, tokens to scores."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +41,7 @@ def load_reranking_model(
     No code of the model is run and no pickle is read. Raises ModelLoadError.
     """
     folder = find_model_folder(source, allow_download=allow_download)
+    _check_scores(folder)
     chosen_device = choose_device(device)
     chosen_precision = choose_reranking_precision(precision, chosen_device)
     use_threads(threads)
@@ -61,6 +64,16 @@ def load_reranking_model(
     return TorchRerankingModel(
         cross_encoder, tokenizer, name=name, device=chosen_device, precision=chosen_precision
     )
+
+
+def _check_scores(folder: Path) -> None:
+    """The library would give an embedding model a scoring layer of random weights. Raises ModelLoadError."""
+    try:
+        architectures = json.loads((folder / "config.json").read_text())["architectures"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelLoadError(f"{folder} has no config.json that names an architecture") from error
+    if not any(name.endswith(("ForSequenceClassification", "ForCausalLM")) for name in architectures):
+        raise ModelLoadError(f"{folder} is no reranking model: it holds a {', '.join(architectures)}")
 
 
 class TorchRerankingModel:

@@ -1,0 +1,51 @@
+"""One stack with a real engine for the whole folder: it takes a minute to start."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from tests.stack import ENGINE_PYTHON, MODELS, Stack
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    if not ENGINE_PYTHON.exists() or not (MODELS / "SmolLM2-135M-Instruct").is_dir():
+        pytest.skip("The engine's environment or the demo models are missing: run `make setup`.")
+    running = Stack(tmp_path_factory.mktemp("stack") / "data")
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def client(stack: Stack) -> OpenAI:
+    return stack.client()
+
+
+@pytest.fixture(scope="session")
+def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PDF of three pages with one fact on each."""
+    return write_pdf(
+        tmp_path_factory.mktemp("documents") / "lighthouse-handbook.pdf",
+        [
+            ("Tower", "The Brennick lighthouse tower is 47 metres high. It was built by Aldous Wren in 1871."),
+            ("Lamp", "The lamp of the Brennick lighthouse has a range of 23 nautical miles. The lamp turns every 12 seconds."),
+            ("Keeper", "The keeper of the Brennick lighthouse is Ismene Calder. She lives in the white cottage."),
+        ],
+    )
+
+
+def write_pdf(path: Path, pages: list[tuple[str, str]]) -> Path:
+    from reportlab.lib.styles import getSampleStyleSheet
+    from reportlab.platypus import PageBreak, Paragraph, SimpleDocTemplate
+
+    styles = getSampleStyleSheet()
+    story = [
+        flowable
+        for title, text in pages
+        for flowable in (Paragraph(title, styles["Heading1"]), Paragraph(text, styles["BodyText"]), PageBreak())
+    ]
+    SimpleDocTemplate(str(path)).build(story)
+    return path
