@@ -4,7 +4,7 @@ Errors:
     ParseFailed     the file's text cannot be had; `code` says why, `transient` whether another try can help
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
@@ -95,7 +95,7 @@ class ParsedDocument:
                 page_count=document["page_count"],
                 title=document["title"],
             )
-            _check_order(parsed.elements, len(parsed.text))
+            _check(parsed)
         except (KeyError, TypeError, IndexError) as error:
             raise ValueError("These bytes are not a parsed document.") from error
         return parsed
@@ -141,7 +141,9 @@ def _place(row: Sequence[Any]) -> Place:
     return Place(start, end, page, Box(*box) if box else None)
 
 
-def _check_order(elements: Iterable[Element], length: int) -> None:
-    ends = [0, *(offset for element in elements for offset in (element.start_char, element.end_char)), length]
-    if any(later < earlier for earlier, later in pairwise(ends)):
+def _check(document: ParsedDocument) -> None:
+    if not isinstance(document.text, str):
+        raise TypeError("The text of a document is a string.")
+    offsets = (offset for element in document.elements for offset in (element.start_char, element.end_char))
+    if any(later < earlier for earlier, later in pairwise([0, *offsets, len(document.text)])):
         raise ValueError("The elements of this document overlap or leave its text.")

@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import orjson
 
@@ -68,22 +68,20 @@ class ParserPool:
         self._folder = Path()
         self._slots: asyncio.Queue[asyncio.Task[_Child]] = asyncio.Queue()
         self._slots_in_use: set[asyncio.Task[_Child]] = set()
-        self._isolation: asyncio.Future[bool] = asyncio.Future()
+        self._isolated: bool | None = None
+        self._first_is_up = asyncio.Event()
 
     @property
     def isolated(self) -> bool:
         """Whether the children have no network; known once the pool is open."""
-        return self._isolation.done() and self._isolation.result()
+        return self._isolated is True
 
     async def __aenter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="strongroom-parser-", dir=self._temporary_folder))
-        slots = [self._fill_slot(None) for _ in range(self._size)]
-        for slot in slots:
-            self._slots.put_nowait(slot)
-        # The libraries load while the worker goes on; a child that cannot even start is told by the first
-        # file.
-        either: list[asyncio.Future[Any]] = [self._isolation, slots[0]]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        for _ in range(self._size):
+            self._slots.put_nowait(self._fill_slot(None))
+        # Only this much is waited for: the libraries load while the worker goes on.
+        await self._first_is_up.wait()
         return self
 
     async def __aexit__(
@@ -120,20 +118,27 @@ class ParserPool:
         self._slots_in_use.add(slot)
         if used_up is not None:
             self._slots_in_use.discard(used_up)
+            if used_up.exception() is None:
+                # Now, not in the new task: closing the pool may cancel that before it has begun.
+                used_up.result().kill()
         return slot
 
     async def _start_child(self, used_up: "asyncio.Task[_Child] | None") -> "_Child":
         if used_up is not None and used_up.exception() is None:
             await used_up.result().close()
-        child = await _Child.start(self._folder, self._limits, self._child_module)
         try:
-            isolated = await child.isolation()
-            if not self._isolation.done():
-                self._isolation.set_result(isolated)
-            await child.ready()
-        except BaseException:
-            child.kill()
-            raise
+            child = await _Child.start(self._folder, self._limits, self._child_module)
+            try:
+                isolated = await child.isolation()
+                self._isolated = isolated and self._isolated is not False
+                self._first_is_up.set()
+                await child.ready()
+            except BaseException:
+                child.kill()
+                raise
+        finally:
+            # A child that does not start is told by the first file, not by keeping the worker waiting.
+            self._first_is_up.set()
         return child
 
 

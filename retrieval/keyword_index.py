@@ -49,8 +49,11 @@ class TantivyKeywordIndex:
             if not added and not known:
                 return
             with self._index.writer(heap_size=WRITER_HEAP_BYTES, num_threads=1) as writer:
-                for chunk_id in known:
-                    writer.delete_documents_by_term("chunk_id", chunk_id)
+                if known:
+                    # By query, since delete_documents_by_term takes every number for a signed one and finds nothing.
+                    writer.delete_documents_by_query(
+                        tantivy.Query.term_set_query(self._schema, "chunk_id", sorted(known))
+                    )
                 for chunk in added:
                     writer.add_document(
                         tantivy.Document.from_dict(
@@ -66,6 +69,7 @@ class TantivyKeywordIndex:
             self._index.reload()
             self._chunk_ids.difference_update(known)
             self._chunk_ids.update(chunk.chunk_id for chunk in added)
+            assert self._index.searcher().num_docs == len(self._chunk_ids)
 
     def search(self, queries: Sequence[str], k: int, *, documents: Set[int] | None = None) -> list[Ranking]:
         searcher = self._index.searcher()

@@ -24,11 +24,14 @@ class FaissVectorIndex:
 
     def apply(self, *, added: Sequence[IndexedChunk], removed: Sequence[int]) -> None:
         with self._lock:
-            known = [chunk_id for chunk_id in removed if chunk_id in self._document_of]
+            known = sorted(self._document_of.keys() & removed)
             if known:
                 self._index.remove_ids(faiss.IDSelectorBatch(np.array(known, np.int64)))
             for chunk_id in known:
-                self._chunks_of[self._document_of.pop(chunk_id)].discard(chunk_id)
+                document_id = self._document_of.pop(chunk_id)
+                self._chunks_of[document_id].discard(chunk_id)
+                if not self._chunks_of[document_id]:
+                    del self._chunks_of[document_id]
             if added:
                 vectors = np.stack([chunk.embedding for chunk in added]).astype(np.float32)
                 self._index.add_with_ids(vectors, np.array([chunk.chunk_id for chunk in added], np.int64))

@@ -94,9 +94,23 @@ class DocumentBuilder:
     def _write(self, text: str) -> None:
         self._pieces.append(text)
         self._length += len(text)
+        check_length(self._length)
 
 
 _MAX_HEADING_CHARS = 200
+
+
+_MAX_DOCUMENT_CHARS = 32_000_000
+"""Some 10,000 dense pages. A document is held in memory whole, several times over."""
+
+
+def check_length(characters: int) -> None:
+    """Raises ParseFailed (too_large) for more text than a document may have."""
+    if characters > _MAX_DOCUMENT_CHARS:
+        raise ParseFailed(
+            ParseFailure.TOO_LARGE,
+            f"This file holds more than {_MAX_DOCUMENT_CHARS:,} characters of text. Split it into smaller ones.",
+        )
 
 
 def clean(text: str) -> str:

@@ -17,7 +17,7 @@ import openpyxl
 
 from ingest.elements import ElementKind, ParsedDocument, ParseFailed, ParseFailure
 from ingest.parse.archives import check_archive
-from ingest.parse.build import DocumentBuilder, Line, clean
+from ingest.parse.build import DocumentBuilder, Line, check_length, clean
 from ingest.parse.plain import read_text
 
 Row: TypeAlias = Sequence[str]
@@ -95,8 +95,12 @@ _HEADER_WITHIN_ROWS = 5
 
 def _runs(rows: Iterable[Row]) -> Iterator[list[Row]]:
     run: list[Row] = []
+    characters = 0
     for row in rows:
         cells = [" ".join(clean(cell).split()) for cell in row]
+        # A workbook stores a text once and may show it in a million cells.
+        characters += sum(map(len, cells))
+        check_length(characters)
         while cells and not cells[-1]:
             cells.pop()
         if cells:

@@ -103,12 +103,17 @@ def write_tsv(path: Path) -> None:
 
 def write_eml(path: Path) -> None:
     message = email.message.EmailMessage()
-    message["Subject"], message["From"], message["To"] = TITLE, "Ada Quill <ada@icehouse.example>", "all@icehouse.example"
+    message["Subject"], message["From"], message["To"] = (
+        TITLE,
+        "Ada Quill <ada@icehouse.example>",
+        "all@icehouse.example",
+    )
     message["Date"] = "Mon, 06 May 2024 09:00:00 +0000"
     message.set_content("plain text of the same")
     rows = "".join(f"<tr><td>{shelf}</td><td>{keeper}</td></tr>" for shelf, keeper in SHELVES)
     message.add_alternative(
-        f"<h1>Opening hours</h1><p>{HOURS}</p><h1>Shelves</h1><table>{rows}</table><p>{STAFF_TEXT}</p>", subtype="html"
+        f"<h1>Opening hours</h1><p>{HOURS}</p><h1>Shelves</h1><table>{rows}</table><p>{STAFF_TEXT}</p>",
+        subtype="html",
     )
     path.write_bytes(message.as_bytes())
 
@@ -248,7 +253,10 @@ async def test_a_row_of_a_sheet_says_what_its_cells_are(
     parsers: ParserPool, tmp_path: Path, extension: str
 ) -> None:
     document = await parsed(parsers, tmp_path, extension)
-    assert "Shelf | Keeper\nShelf: North; Keeper: Ada Quill\nShelf: South; Keeper: Bram Oyelaran" in document.text
+    assert (
+        "Shelf | Keeper\nShelf: North; Keeper: Ada Quill\nShelf: South; Keeper: Bram Oyelaran"
+        in document.text
+    )
 
 
 async def test_mail_begins_with_its_subject_and_who_wrote_to_whom_and_when(
@@ -261,7 +269,9 @@ async def test_mail_begins_with_its_subject_and_who_wrote_to_whom_and_when(
     assert "plain text of the same" not in document.text
 
 
-async def test_lines_of_a_pdf_have_boxes_from_the_upper_left_corner(parsers: ParserPool, tmp_path: Path) -> None:
+async def test_lines_of_a_pdf_have_boxes_from_the_upper_left_corner(
+    parsers: ParserPool, tmp_path: Path
+) -> None:
     document = await parsed(parsers, tmp_path, "pdf")
     start = document.text.index(HOURS)
     (place,) = (
@@ -340,9 +350,7 @@ async def test_what_inflates_without_bound_is_too_large(parsers: ParserPool, tmp
     await fails(parsers, path, MediaType.DOCX, ParseFailure.TOO_LARGE)
 
 
-async def fails(
-    parsers: ParserPool, path: Path, media_type: MediaType, *codes: ParseFailure
-) -> str:
+async def fails(parsers: ParserPool, path: Path, media_type: MediaType, *codes: ParseFailure) -> str:
     with pytest.raises(ParseFailed) as caught:
         await parsers.parse(path, media_type)
     assert caught.value.code in codes

@@ -78,7 +78,9 @@ def test_a_mismatch_or_unknown_kind_is_refused_with_what_was_found(
 
 
 def test_the_message_names_the_broken_promise(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedMediaType, match=r"^The file is named \.pdf but holds an HTML page\. Supported: \.pdf"):
+    with pytest.raises(
+        UnsupportedMediaType, match=r"^The file is named \.pdf but holds an HTML page\. Supported: \.pdf"
+    ):
         kind(tmp_path, "report.pdf", HTML)
 
 
@@ -113,7 +115,7 @@ def write_zip(path: Path) -> None:
 
 def write_crowded_zip(path: Path) -> None:
     with zipfile.ZipFile(path, "w") as archive:
-        for number in range(40_000):
+        for number in range(60_000):
             archive.writestr(f"word/a-rather-long-name-to-fill-the-directory-{number}.xml", b"")
 
 

@@ -83,7 +83,9 @@ REFUSED = {"bmp", "doc", "jpg", "key", "numbers", "odp", "ods", "pages", "png", 
 
 
 @pytest.mark.parametrize("path", files(SHARED / "docs_by_format"))
-async def test_a_real_file_parses_to_its_words_or_is_refused_by_its_kind(parsers: ParserPool, path: Path) -> None:
+async def test_a_real_file_parses_to_its_words_or_is_refused_by_its_kind(
+    parsers: ParserPool, path: Path
+) -> None:
     if path.parent.name in REFUSED:
         with pytest.raises(UnsupportedMediaType):
             detect(path, path.name)
@@ -100,15 +102,26 @@ async def test_a_real_file_parses_to_its_words_or_is_refused_by_its_kind(parsers
 @pytest.mark.parametrize("path", files(SHARED / "hostile"))
 async def test_a_hostile_file_reaches_a_verdict_in_time(parsers: ParserPool, path: Path) -> None:
     started = time.monotonic()
+    failure = await verdict(parsers, path)
+    if path.parent.name == "encrypted":
+        assert failure in {*CANNOT_SHOW, ParseFailure.ENCRYPTED}
+    assert failure is not ParseFailure.INTERRUPTED
+    assert time.monotonic() - started < VERDICT_S
+
+
+CANNOT_SHOW = {None, UnsupportedMediaType}
+"""An owner's password does not keep a PDF from being read, and an old Word file is refused before it is opened."""
+
+
+async def verdict(parsers: ParserPool, path: Path) -> ParseFailure | type[Exception] | None:
+    """What became of the file: None when it parsed."""
     try:
         await parsed(parsers, path)
     except (EmptyFile, UnsupportedMediaType) as refused:
-        assert str(refused)
+        return type(refused)
     except ParseFailed as failed:
-        assert not failed.transient
-        if path.parent.name == "encrypted":
-            assert failed.code is ParseFailure.ENCRYPTED
-    assert time.monotonic() - started < VERDICT_S
+        return failed.code
+    return None
 
 
 async def test_the_parsers_live_on_after_all_of_them(parsers: ParserPool, tmp_path: Path) -> None:

@@ -17,7 +17,11 @@ from ingest.sandbox import ParserLimits, ParserPool
 
 REPOSITORY = Path(__file__).parents[2]
 LIMITS = ParserLimits(
-    memory_bytes=512 << 20, file_bytes=1 << 20, timeout_s=1.5, timeout_s_per_mib=0.0, recycle_at_bytes=200 << 20
+    memory_bytes=512 << 20,
+    file_bytes=1 << 20,
+    timeout_s=1.5,
+    timeout_s_per_mib=0.0,
+    recycle_at_bytes=200 << 20,
 )
 
 Obey = Callable[[str], Awaitable[str]]
@@ -130,6 +134,20 @@ async def test_no_child_outlives_the_pool(tmp_path: Path) -> None:
     await gone(pid)
 
 
+async def test_no_child_outlives_a_pool_that_is_closed_while_one_hangs(tmp_path: Path) -> None:
+    path = tmp_path / "command"
+    path.write_text("pid")
+    async with ParserPool(child_module="tests.ingest.wild_child") as pool:
+        pid = int((await pool.parse(path, MediaType.TEXT)).text)
+        path.write_text("hang")
+        parsing = asyncio.create_task(pool.parse(path, MediaType.TEXT))
+        await asyncio.sleep(0.2)
+        parsing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await parsing
+    await gone(pid)
+
+
 async def test_no_child_outlives_a_worker_that_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "command"
     path.write_text("pid")
@@ -162,7 +180,7 @@ asyncio.run(main())
 async def gone(pid: int) -> None:
     """Returns when the process has ended; fails after two seconds."""
     async with asyncio.timeout(2):
-        while is_running(pid):
+        while is_running(pid):  # noqa: ASYNC110 - it is no child of ours, so nothing tells us
             await asyncio.sleep(0.02)
 
 

@@ -8,7 +8,7 @@ import re
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import docx
@@ -28,7 +28,7 @@ from reportlab.platypus import Table as PdfTable
 
 FOLDER = Path(__file__).resolve().parents[2] / "data" / "samples"
 ARCHIVE = "Vellmouth Seed and Scroll Archive"
-WRITTEN_AT = datetime(2025, 2, 3, 9, 0, 0)
+WRITTEN_AT = datetime(2025, 2, 3, 9, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,14 @@ def first_heading(blocks: list[Block]) -> str:
 # PDF
 
 SEA, MIST, INK = HexColor("#14505c"), HexColor("#e6f0f1"), HexColor("#22303a")
-BODY = ParagraphStyle("body", fontName="Helvetica", fontSize=10, leading=14.5, spaceAfter=6, textColor=INK)
+BODY = ParagraphStyle("body", fontName="Helvetica", fontSize=10.5, leading=15.5, spaceAfter=7, textColor=INK)
 BULLET = ParagraphStyle("bullet", BODY, leftIndent=12, bulletIndent=2, spaceAfter=3)
 HEADINGS = {
     1: ParagraphStyle("h1", fontName="Helvetica-Bold", fontSize=21, leading=26, spaceAfter=8, textColor=SEA),
     2: ParagraphStyle("h2", fontName="Helvetica-Bold", fontSize=15, leading=20, spaceAfter=6, textColor=SEA),
-    3: ParagraphStyle("h3", fontName="Helvetica-Bold", fontSize=11, leading=15, spaceBefore=6, spaceAfter=3),
+    3: ParagraphStyle(
+        "h3", fontName="Helvetica-Bold", fontSize=11.5, leading=16, spaceBefore=7, spaceAfter=3
+    ),
 }
 
 
@@ -167,7 +169,6 @@ def write_docx(path: Path, blocks: list[Block]) -> None:
     document = docx.Document()
     properties = document.core_properties
     properties.title, properties.author = first_heading(blocks), ARCHIVE
-    properties.created = WRITTEN_AT
     for block in blocks:
         match block:
             case Heading(level, text):
@@ -192,7 +193,6 @@ def write_pptx(path: Path, blocks: list[Block]) -> None:
     """Each heading starts a slide; its bullets follow, and a table takes the lower half."""
     deck = pptx.Presentation()
     deck.core_properties.title, deck.core_properties.author = first_heading(blocks), ARCHIVE
-    deck.core_properties.created = WRITTEN_AT
     for block in blocks:
         match block:
             case Heading(level, text):
@@ -219,7 +219,6 @@ def write_xlsx(path: Path, blocks: list[Block]) -> None:
     workbook = openpyxl.Workbook()
     workbook.remove(workbook.active)
     workbook.properties.title, workbook.properties.creator = first_heading(blocks), ARCHIVE
-    workbook.properties.created = WRITTEN_AT
     for block in blocks:
         match block:
             case Heading(_, text):
@@ -247,11 +246,11 @@ def freeze_office_file(path: Path) -> None:
     """Replaces the time of writing, which the libraries put into the zip and into docProps/core.xml."""
     with zipfile.ZipFile(path) as archive:
         members = [(name, archive.read(name)) for name in archive.namelist()]
-    modified = rb"\g<1>" + WRITTEN_AT.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+    written_at = rb"\g<1>" + WRITTEN_AT.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members:
             is_properties = name == "docProps/core.xml"
-            frozen = re.sub(rb"(<dcterms:modified[^>]*>)[^<]*", modified, content) if is_properties else content
+            frozen = re.sub(rb"(<dcterms:\w+[^>]*>)[^<]*", written_at, content) if is_properties else content
             archive.writestr(zipfile.ZipInfo(name, WRITTEN_AT.timetuple()[:6]), frozen, zipfile.ZIP_DEFLATED)
 
 
@@ -517,7 +516,7 @@ Mondays. The last visitors are let in at 16:15.
 | Student or pensioner | 6 crowns |
 | Child under 14 | free |
 | Icehouse tour, added to any ticket | 4 crowns |
-| Year card for members | 35 crowns |
+| Year card | 35 crowns |
 
 Tickets are sold at the front desk of the Customs House. The front desk takes cards and coins. Groups of ten or more
 people book one week ahead on extension 18.

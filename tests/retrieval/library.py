@@ -1,0 +1,156 @@
+"""Documents for tests of retrieval: put into SQL as ingestion does, without files to parse or models to ask."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from retrieval.catalog import NewFile, add_file, append_log, attach_file, create_collection
+from retrieval.database import Database
+from retrieval.scope import Scope
+from retrieval.tables import (
+    Chunk,
+    ChunkLog,
+    Collection,
+    Document,
+    DocumentStatus,
+    File,
+    Job,
+    LogOp,
+    ParsedFile,
+)
+from tests.fakes import _bag_of_words
+
+FINGERPRINT = "fake-bag-of-words"
+AUTO = {"type": "auto"}
+
+
+def new_collection(
+    database: Database, scope: Scope, name: str = "letters", *, now: float = 1.0
+) -> Collection:
+    with database.write() as session:
+        return create_collection(session, scope, name=name, attributes={}, now=now)
+
+
+def new_file(
+    database: Database, scope: Scope, text: str = "The vault opens at nine.", *, now: float = 1.0
+) -> File:
+    with database.write() as session:
+        return add_text_file(session, scope, text, now=now)
+
+
+def add_text_file(
+    session: Session, scope: Scope, text: str, *, filename: str = "a.txt", now: float = 1.0
+) -> File:
+    content = text.encode()
+    new = NewFile(
+        filename=filename,
+        purpose="assistants",
+        media_type="text/plain",
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+    )
+    return add_file(session, scope, new, now=now)[0]
+
+
+def attach(
+    session: Session,
+    scope: Scope,
+    collection_id: str,
+    file_id: str,
+    *,
+    attributes: dict[str, Any] | None = None,
+    chunking: dict[str, Any] | None = None,
+    now: float = 1.0,
+) -> Document:
+    return attach_file(
+        session,
+        scope,
+        collection_id=collection_id,
+        file_id=file_id,
+        attributes=attributes or {},
+        chunking=chunking or AUTO,
+        now=now,
+    )
+
+
+def shelve(
+    database: Database,
+    scope: Scope,
+    collection: Collection,
+    *paragraphs: str,
+    filename: str = "a.txt",
+    attributes: dict[str, Any] | None = None,
+    headings: Sequence[str] = (),
+    now: float = 1.0,
+) -> Document:
+    """A file of these paragraphs as a completed document, a chunk each."""
+    with database.write() as session:
+        file = add_text_file(session, scope, "\n\n".join(paragraphs), filename=filename, now=now)
+        document = attach(session, scope, collection.id, file.id, attributes=attributes, now=now)
+        complete(session, document, paragraphs, headings=headings)
+        return document
+
+
+def complete(
+    session: Session, document: Document, paragraphs: Sequence[str], *, headings: Sequence[str] = ()
+) -> None:
+    """Does what the pipeline does at its end. Page n holds the paragraph n."""
+    text = "\n\n".join(paragraphs)
+    file = session.get_one(File, document.file_id)
+    session.merge(
+        ParsedFile(blob_id=file.blob_id, media_type=file.media_type, text=text, elements=b"", page_count=None)
+    )
+    collection = session.get_one(Collection, document.collection_id, with_for_update=True)
+    collection.fingerprint = FINGERPRINT
+    chunks: list[Chunk] = []
+    start = 0
+    for position, paragraph in enumerate(paragraphs):
+        end = start + len(paragraph)
+        chunks.append(
+            Chunk(
+                tenant_id=document.tenant_id,
+                collection_id=document.collection_id,
+                document_id=document.id,
+                position=position,
+                text=paragraph,
+                start_char=start,
+                end_char=end,
+                headings=list(headings),
+                token_count=len(paragraph.split()),
+                places=[[start, end, position + 1, [0.0, 0.0, 100.0, 10.0]]],
+                embedding=_bag_of_words(paragraph, 0).astype(np.float16).tobytes(),
+            )
+        )
+        start = end + 2
+    session.add_all(chunks)
+    session.flush()
+    append_log(session, document.collection_id, LogOp.ADD, [chunk.id for chunk in chunks])
+    session.execute(delete(Job).where(Job.document_id == document.id))
+    document.status = DocumentStatus.COMPLETED
+
+
+def chunk_ids(database: Database, collection: Collection) -> set[int]:
+    with database.read() as session:
+        return set(session.scalars(select(Chunk.id).where(Chunk.collection_id == collection.id)))
+
+
+def log_of(database: Database, collection: Collection) -> list[tuple[int, LogOp, int]]:
+    with database.read() as session:
+        rows = session.execute(
+            select(ChunkLog.seq, ChunkLog.op, ChunkLog.chunk_id)
+            .where(ChunkLog.collection_id == collection.id)
+            .order_by(ChunkLog.seq)
+        )
+        return [(seq, op, chunk_id) for seq, op, chunk_id in rows]
+
+
+def replayed(log: Sequence[tuple[int, LogOp, int]]) -> set[int]:
+    """The chunks that are alive at the log's end."""
+    alive: set[int] = set()
+    for _, op, chunk_id in log:
+        (alive.add if op is LogOp.ADD else alive.remove)(chunk_id)
+    return alive
