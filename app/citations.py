@@ -12,11 +12,13 @@ from functools import lru_cache
 from retrieval.passages import Passage
 from retrieval.places import Box
 
-MIN_SUPPORT = 0.6
+MIN_SUPPORT = 0.7
 """Share of a claim's content words that a quote must hold."""
 MIN_CONTENT_WORDS = 2
 """Below it ("Yes.", "It is.") a sentence makes no claim that words alone could check."""
 MAX_QUOTE_SENTENCES = 2
+MAX_QUOTE_CHARS = 400
+"""Longer ones are no sentences but tables or lists, whose single lines can be quoted."""
 
 _WORD = re.compile(r"\w+(?:[-'’.,/]\w+)*")
 _ABBREVIATION = re.compile(
@@ -24,6 +26,7 @@ _ABBREVIATION = re.compile(
 )
 _NAME = re.compile(r"(?<=[\w,;:] )[A-Z][\w-]+")
 """A capital inside a sentence. Its first word has one anyway."""
+_LIST_ITEM = re.compile(r"\s*(?:[-*•]|\d+[.)])\s")
 _MARKER = re.compile(r"\s*\[\d{1,3}(?:\s*,\s*\d{1,3})*\]")
 _MARKER_BEGUN = re.compile(r"\s*\[[\d,\s]{0,12}$|\s+$")
 _STOP_WORDS = frozenset(
@@ -313,7 +316,10 @@ def _quotable(text: str) -> tuple[tuple[Span, frozenset[str]], ...]:
     for line in re.finditer(r"[^\n]+", text):
         if (trimmed := _trim(text, Span(line.start(), line.end()))) is not None:
             stretches.add(trimmed)
-    ordered = sorted(stretches, key=lambda span: (span.start, span.end))
+    ordered = sorted(
+        (span for span in stretches if span.end - span.start <= MAX_QUOTE_CHARS),
+        key=lambda span: (span.start, span.end),
+    )
     return tuple((span, content_words(text[span.start : span.end])) for span in ordered)
 
 
@@ -338,7 +344,7 @@ def _stem(word: str) -> str:
 def _ends_sentence(sentence: str, following: str) -> bool:
     if not sentence.strip():
         return False
-    if following == "\n":
+    if following == "\n" and (sentence.endswith("\n") or _LIST_ITEM.match(sentence)):
         return True
     end = re.search(r"[.!?。！？]+[\"'”’)\]]*$", sentence)
     return end is not None and not _ABBREVIATION.search(sentence)

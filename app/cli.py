@@ -22,9 +22,9 @@ from app.api import create_app
 from app.auth import DEFAULT_TENANT, KeyMissing, KeyRing, server_secret
 from app.http_server import run_http
 from app.logs import start_logs
-from app.migrate import SchemaMismatch, check_schema, migrate
+from app.migrate import SchemaMismatch, check_schema
 from app.remote import Json, Remote, RemoteRefused, RemoteUnreachable
-from app.serve import StartRefused, serve
+from app.serve import StartRefused, prepare_data, serve
 from app.serve_log import ServeLog
 from app.services import blobs_dir, keys_dir, open_worker
 from app.settings import Settings, SettingsInvalid, read_settings
@@ -138,11 +138,9 @@ def worker() -> None:
 
 @cli.command("migrate")
 def migrate_command(data_dir: DataDir = None) -> None:
-    """Bring the database to this version's tables."""
-    settings = _with_data_dir(data_dir)
-    settings.storage.data_dir.mkdir(parents=True, exist_ok=True)
-    _with_database(settings, migrate)
-    console.print("The database is up to date.")
+    """Bring the database to this version's tables, and make secrets and the first key if they are missing."""
+    key_file = prepare_data(_with_data_dir(data_dir))
+    console.print(f"The database is up to date. The first key is in {key_file}.", soft_wrap=True)
 
 
 @cli.command()

@@ -88,8 +88,10 @@ class EngineSettings(Section):
 class IngestSettings(Section):
     concurrency: int = Field(4, ge=1, description="Documents that one worker has in hand at once.")
     parsers: int = Field(2, ge=1, description="Parser processes of one worker.")
-    parse_timeout_s: float = Field(120.0, gt=0, description="Time after which a parser is stopped.")
-    parse_memory_mib: int = Field(3072, ge=512, description="Memory that one parser may take.")
+    parse_timeout_s: float = Field(
+        20.0, gt=0, description="Time after which a parser is stopped; large files get more."
+    )
+    parse_memory_mib: int = Field(2048, ge=512, description="Memory that one parser may take.")
     lease_s: float = Field(
         15.0, ge=1, description="Time after which a silent worker's documents go to another."
     )
@@ -102,8 +104,8 @@ class SearchSettings(Section):
 
 
 class ChatSettings(Section):
-    passages: int = Field(4, ge=1, le=50, description="Most passages that an answer is written from.")
-    passage_tokens: int = Field(900, ge=64, description="Most tokens that all passages take together.")
+    passages: int = Field(3, ge=1, le=50, description="Most passages that an answer is written from.")
+    passage_tokens: int = Field(700, ge=64, description="Most tokens that all passages take together.")
     min_similarity: float = Field(
         0.3, ge=-1, le=1, description="Cosine below which no passage bears on a question."
     )

@@ -93,7 +93,5 @@ def give_back(session: Session, job: ClaimedJob, *, due_at: float, attempt: int)
 def give_back_all(session: Session, leases: Sequence[str], *, now: float) -> None:
     """For a worker that stops: another may go on at once instead of waiting for the leases to end."""
     session.execute(
-        update(Job)
-        .where(Job.lease.in_(leases))
-        .values(state=JobState.QUEUED, due_at=now, lease=None)
+        update(Job).where(Job.lease.in_(leases)).values(state=JobState.QUEUED, due_at=now, lease=None)
     )

@@ -44,6 +44,7 @@ class Parser(Protocol):
 class _Work:
     """What the steps need to know of a document."""
 
+    collection_id: str
     blob_id: str
     media_type: str
     chunking: dict[str, Any]
@@ -70,12 +71,18 @@ class Pipeline:
         parsed = work.parsed or await self._parse(work)
         drafts = await asyncio.to_thread(self._split, parsed, work.chunking, model)
         embeddings = await self._embed(drafts)
-        await asyncio.to_thread(self._write, job, drafts, embeddings, model)
+        await asyncio.to_thread(self._write, job, work, drafts, embeddings, model)
 
     def _load(self, job: ClaimedJob) -> _Work:
         with self._database.read() as session:
             row = session.execute(
-                select(File.blob_id, File.media_type, Document.chunking, Collection.fingerprint)
+                select(
+                    Document.collection_id,
+                    File.blob_id,
+                    File.media_type,
+                    Document.chunking,
+                    Collection.fingerprint,
+                )
                 .join(Document, Document.file_id == File.id)
                 .join(Collection, Collection.id == Document.collection_id)
                 .where(Document.id == job.document_id)
@@ -84,6 +91,7 @@ class Pipeline:
                 raise LeaseLost
             parsed = session.get(ParsedFile, (row.blob_id, row.media_type))
             return _Work(
+                collection_id=row.collection_id,
                 blob_id=row.blob_id,
                 media_type=row.media_type,
                 chunking=row.chunking,
@@ -135,13 +143,16 @@ class Pipeline:
     def _write(
         self,
         job: ClaimedJob,
+        work: _Work,
         drafts: Sequence[ChunkDraft],
         embeddings: NDArray[np.float32],
         model: EmbeddingModel,
     ) -> None:
         with self._database.write() as session:
+            # The collection before the job, as in the catalog: a delete that has the one waits for the other.
+            collection = session.get(Collection, work.collection_id, with_for_update=True)
             document = jobs.lock(session, job)
-            collection = session.get_one(Collection, document.collection_id, with_for_update=True)
+            assert collection is not None, "a document keeps its collection"
             if collection.fingerprint not in (None, model.fingerprint):
                 raise WrongModel
             collection.fingerprint = model.fingerprint
@@ -190,5 +201,3 @@ def _add_chunks(
     session.flush()
     append_log(session, document.collection_id, LogOp.ADD, [row.id for row in rows])
     return sum(len(row.text.encode()) + len(row.embedding) for row in rows)
-
-

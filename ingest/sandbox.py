@@ -223,7 +223,7 @@ class _Child:
         assert self._process.stdin is not None
         try:
             async with asyncio.timeout(timeout_s):
-                self._process.stdin.write(request_line(path, media_type, timeout_s))
+                self._process.stdin.write(request_line(path.absolute(), media_type, timeout_s))
                 await self._process.stdin.drain()
                 answer, content = await self._answer()
         except TimeoutError as error:

@@ -138,6 +138,10 @@ def delete_file(session: Session, scope: Scope, file_id: str) -> str | None:
     """Removes a file and every document made of it. Returns the id of the blob to remove after the commit."""
     _lock_tenant(session, scope)
     file = get_file(session, scope, file_id)
+    holding = select(Document.collection_id).where(Document.file_id == file.id)
+    session.execute(
+        select(Collection.id).where(Collection.id.in_(holding)).order_by(Collection.id).with_for_update()
+    )
     documents = session.scalars(select(Document).where(Document.file_id == file.id)).all()
     for document in documents:
         _delete_document(session, document)
@@ -204,7 +208,7 @@ def list_collections(session: Session, scope: Scope, page: PageRequest) -> list[
 
 def delete_collection(session: Session, scope: Scope, collection_id: str) -> None:
     """Removes a collection with its documents and chunks; the files stay, as in OpenAI's API."""
-    collection = get_collection(session, scope, collection_id)
+    collection = _lock_collection(session, scope, collection_id)
     session.execute(delete(Chunk).where(Chunk.collection_id == collection.id))
     documents = select(Document.id).where(Document.collection_id == collection.id)
     session.execute(delete(Job).where(Job.document_id.in_(documents)))
@@ -255,7 +259,8 @@ def attach_file(
 
     A file that is in already keeps its document; it is ingested anew if it failed or is to be chunked otherwise.
     """
-    collection = get_collection(session, scope, collection_id)
+    _lock_tenant(session, scope)
+    collection = _lock_collection(session, scope, collection_id)
     file = get_file(session, scope, file_id)
     existing = session.scalar(
         select(Document).where(Document.collection_id == collection.id, Document.file_id == file.id)
@@ -319,6 +324,7 @@ def list_documents(
 
 def delete_document(session: Session, scope: Scope, collection_id: str, file_id: str) -> None:
     """Takes a file out of a collection; the file itself stays."""
+    _lock_collection(session, scope, collection_id)
     _delete_document(session, get_document(session, scope, collection_id, file_id))
 
 
@@ -359,9 +365,28 @@ def _delete_document(session: Session, document: Document) -> None:
     session.delete(document)
 
 
+# Locks are taken in one order, or two transactions could wait for each other: tenant, collection, job.
+
+
 def _lock_tenant(session: Session, scope: Scope) -> None:
     # Two uploads of the same bytes, or an upload and a delete, would otherwise disagree about who owns the blob.
-    session.execute(select(Tenant.id).where(Tenant.id == scope.tenant_id).with_for_update())
+    # `key_share` lets others go on inserting rows that refer to the tenant: ingestion does, holding a collection.
+    session.execute(select(Tenant.id).where(Tenant.id == scope.tenant_id).with_for_update(key_share=True))
+
+
+def _lock_collection(session: Session, scope: Scope, collection_id: str) -> Collection:
+    """The collection, in which no document comes, goes or is completed until this transaction ends.
+
+    A delete that looked for chunks before an ingestion committed them would leave them behind.
+    """
+    collection = session.scalar(
+        select(Collection)
+        .where(Collection.tenant_id == scope.tenant_id, Collection.id == collection_id)
+        .with_for_update()
+    )
+    if collection is None:
+        raise CollectionMissing(collection_id)
+    return collection
 
 
 def _page(

@@ -93,20 +93,29 @@ def _neighbourhood(session: Session, chunk: FoundChunk, spare_tokens: int) -> tu
     )
     first = last = chunk.position
     cost = 0
-    for position, token_count in sorted(rows.tuples(), reverse=True):
+    for position, token_count in sorted(rows.all(), reverse=True):
         if cost + token_count <= spare_tokens:
             first, last, cost = min(first, position), max(last, position), cost + token_count
     return first, last, cost
 
 
 def _join(runs: list[_Run], new: _Run) -> None:
-    """Adds a run, or widens one of the same document that it touches, which keeps the better rank."""
-    for run in runs:
-        same = run.best.document_id == new.best.document_id
-        if same and new.first <= run.last + 1 and run.first <= new.last + 1:
-            run.first, run.last = min(run.first, new.first), max(run.last, new.last)
-            return
-    runs.append(new)
+    """Adds a run, or joins it with all of the same document that it touches, at the best of their ranks."""
+    touching = [
+        run
+        for run in runs
+        if run.best.document_id == new.best.document_id
+        and new.first <= run.last + 1
+        and run.first <= new.last + 1
+    ]
+    if not touching:
+        runs.append(new)
+        return
+    kept, *others = touching
+    for other in (*others, new):
+        kept.first, kept.last = min(kept.first, other.first), max(kept.last, other.last)
+    for other in others:
+        runs.remove(other)
 
 
 def _load(session: Session, scope: Scope, run: _Run) -> Passage | None:

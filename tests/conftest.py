@@ -4,13 +4,15 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import psycopg
 import pytest
+from psycopg import sql
 
 from app.auth import KeyRing
 from app.migrate import migrate
 from retrieval.database import Database, open_database
 from retrieval.scope import Scope
-from retrieval.tables import Role
+from retrieval.tables import Base, Role
 from tests.postgres import PostgresServer, postgres_server
 
 __all__ = ["postgres_server"]
@@ -34,10 +36,10 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated_postgres(postgres_server: PostgresServer) -> str:
-    """The name of a database to copy."""
-    name = postgres_server.create_database()
-    _migrate(postgres_server.url(name))
-    return name
+    """The url of the one database that these tests share: emptied after each."""
+    url = postgres_server.url(postgres_server.create_database())
+    _migrate(url)
+    return url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -52,18 +54,26 @@ def empty_database_url(database_kind: str, request: pytest.FixtureRequest, tmp_p
     if database_kind == "sqlite":
         yield f"sqlite:///{tmp_path / 'strongroom.db'}"
         return
-    yield from _postgres_copy(request, "template1")
+    server: PostgresServer = request.getfixturevalue("postgres_server")
+    name = server.create_database()
+    yield server.url(name)
+    server.drop_database(name)
 
 
 @pytest.fixture
 def database_url(database_kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Of a database with the tables of today: copied from one that was migrated, to save time."""
+    """Of a database with the tables of today and nothing in them."""
     if database_kind == "sqlite":
         path = tmp_path / "strongroom.db"
         shutil.copy(request.getfixturevalue("migrated_sqlite"), path)
         yield f"sqlite:///{path}"
         return
-    yield from _postgres_copy(request, request.getfixturevalue("migrated_postgres"))
+    url: str = request.getfixturevalue("migrated_postgres")
+    yield url
+    # A copy for each test would take 100 ms, to truncate all tables 40 ms, this takes 4.
+    with psycopg.connect(url, options="-c lock_timeout=5s") as connection:
+        for table in reversed(Base.metadata.sorted_tables):
+            connection.execute(sql.SQL("delete from {}").format(sql.Identifier(table.name)))
 
 
 @pytest.fixture
@@ -97,10 +107,3 @@ def _migrate(url: str) -> None:
     database = open_database(url)
     migrate(database)
     database.close()
-
-
-def _postgres_copy(request: pytest.FixtureRequest, template: str) -> Iterator[str]:
-    server: PostgresServer = request.getfixturevalue("postgres_server")
-    name = server.create_database(template)
-    yield server.url(name)
-    server.drop_database(name)

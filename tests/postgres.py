@@ -38,12 +38,10 @@ class PostgresServer:
     def url(self, database: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
 
-    def create_database(self, template: str = "template1") -> str:
+    def create_database(self) -> str:
         """The name of a new database."""
         name = f"test_{secrets.token_hex(6)}"
-        self._execute(
-            sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
-        )
+        self._execute(sql.SQL("create database {} strategy file_copy").format(sql.Identifier(name)))
         return name
 
     def drop_database(self, name: str) -> None:

@@ -38,7 +38,16 @@ class Stack:
         """Returns once the named roles are ready."""
         output = self.log.open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "app.cli", "serve", "--port", str(self.port), "--data-dir", str(self.folder)],
+            [
+                sys.executable,
+                "-m",
+                "app.cli",
+                "serve",
+                "--port",
+                str(self.port),
+                "--data-dir",
+                str(self.folder),
+            ],
             cwd=ROOT,
             env=os.environ | self._settings,  # noqa: TID251 - the child's environment
             stdout=output,
@@ -80,6 +89,14 @@ class Stack:
         """Of the role's process that was started last."""
         started = re.findall(rf"role_started name={role} pid=(\d+)", self.log.read_text())
         return int(started[-1])
+
+    def engine_address(self) -> tuple[str, str]:
+        """The engine's own URL and key, which the supervisor chose and told nobody else."""
+        process = Path(f"/proc/{self.pid('engine')}")
+        environment = process.joinpath("environ").read_bytes().decode().split("\0")
+        key = next(each for each in environment if each.startswith("VLLM_API_KEY=")).partition("=")[2]
+        arguments = process.joinpath("cmdline").read_bytes().decode().split("\0")
+        return f"http://127.0.0.1:{arguments[arguments.index('--port') + 1]}", key
 
     def kill(self, role: str) -> None:
         os.kill(self.pid(role), signal.SIGKILL)

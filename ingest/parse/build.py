@@ -84,7 +84,9 @@ class DocumentBuilder:
         start = self._length
         places: list[Place] = []
         for index, (text, line) in enumerate(cleaned):
-            self._write("\n" if index else "")
+            if index:
+                above = cleaned[index - 1][1]
+                self._write(" " if _flows_on(above, line, widest=_widest(lines)) else "\n")
             if line.page is not None and text:
                 places.append(Place(self._length, self._length + len(text), line.page, line.box))
             self._write(text)
@@ -95,6 +97,27 @@ class DocumentBuilder:
         self._pieces.append(text)
         self._length += len(text)
         check_length(self._length)
+
+
+_FULL_LINE = 0.8
+_LIST_MARK = re.compile(r"[•▪‣◦*–-]\s|\(?\w{1,3}[.)]\s")
+
+
+def _widest(lines: Sequence[Line]) -> float:
+    return max((line.box.x1 - line.box.x0 for line in lines if line.box is not None), default=0.0)
+
+
+def _flows_on(above: Line, below: Line, *, widest: float) -> bool:
+    """Whether a line was broken only because the page ended there, as in running text; a table's row was not.
+
+    A reader does not see such a break, and neither should a quote.
+    """
+    if above.box is None or below.box is None or _LIST_MARK.match(below.text):
+        return False
+    if below.text[:1].islower():
+        return True
+    is_full = above.box.x1 - above.box.x0 >= _FULL_LINE * widest
+    return is_full and (above.text[-1:].isalpha() or above.text[-1:] in ",;.:") and below.text[:1].isalpha()
 
 
 _MAX_HEADING_CHARS = 200

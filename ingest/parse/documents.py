@@ -3,7 +3,7 @@
 unstructured tags every sentence with a spaCy model, which it downloads when missing, to guess from the
 grammar which line is a title. That guess is not wanted here: headings come from the document's own styles and
 tags. So `prepare` gives it an empty model that only parts sentences, and the sandbox sets
-UNSTRUCTURED_TITLE_MAX_WORD_LENGTH=0 to stop the guessing. It makes parsing some fifty times faster. Usage
+UNSTRUCTURED_TITLE_MAX_WORD_LENGTH=0 to stop the guessing. Usage
 notices and telemetry are off by the environment too.
 """
 

@@ -43,9 +43,10 @@ def parse_delimited(path: Path, *, delimiter: str | None = None) -> ParsedDocume
 def parse_workbook(path: Path) -> ParsedDocument:
     """The visible sheets of an Excel workbook, with the values last computed. Raises ParseFailed."""
     check_archive(path)
-    workbook = openpyxl.load_workbook(path, read_only=True, data_only=True, keep_links=False)
     builder = DocumentBuilder()
-    try:
+    # By its bytes: of a path openpyxl wants the right ending, which blobs do not have.
+    with path.open("rb") as file:
+        workbook = openpyxl.load_workbook(file, read_only=True, data_only=True, keep_links=False)
         for number, sheet in enumerate(workbook.worksheets, start=1):
             if sheet.sheet_state != "visible":
                 continue
@@ -55,8 +56,6 @@ def parse_workbook(path: Path) -> ParsedDocument:
             builder.add_heading([Line(sheet.title, number)], level=0)
             rows = ([_shown(cell.value, cell.number_format) for cell in row] for row in sheet.iter_rows())
             _add_tables(builder, rows, page=number)
-    finally:
-        workbook.close()
     return builder.build(page_count=len(workbook.worksheets))
 
 

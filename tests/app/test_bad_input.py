@@ -17,7 +17,9 @@ def error_of(reply: Any, status: int) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer sr-wrong"}, {"Authorization": "Basic eDp5"}])
+@pytest.mark.parametrize(
+    "header", [{}, {"Authorization": "Bearer sr-wrong"}, {"Authorization": "Basic eDp5"}]
+)
 async def test_without_a_valid_key_every_route_answers_401(api: Api, header: dict[str, str]) -> None:
     api.http.headers.pop("authorization")
     for route in api.app.routes:
@@ -53,12 +55,20 @@ async def test_an_unknown_id_and_another_tenants_id_look_the_same(api: Api) -> N
         forbidden = await api.http.get(path, headers=other)
         absent = await api.http.get(path.replace(file_id, "file-nothing").replace(store_id, LONG_AGO))
         message = error_of(forbidden, 404)["message"]
-        assert message.replace(file_id, "file-nothing").replace(store_id, LONG_AGO) == error_of(absent, 404)["message"]
-    searched = await api.http.post(f"/v1/vector_stores/{store_id}/search", json={"query": "vault"}, headers=other)
+        assert (
+            message.replace(file_id, "file-nothing").replace(store_id, LONG_AGO)
+            == error_of(absent, 404)["message"]
+        )
+    searched = await api.http.post(
+        f"/v1/vector_stores/{store_id}/search", json={"query": "vault"}, headers=other
+    )
     error_of(searched, 404)
     asked = await api.http.post(
         "/v1/chat/completions",
-        json={"model": f"rag/{store_id}", "messages": [{"role": "user", "content": "Who keeps the vault code?"}]},
+        json={
+            "model": f"rag/{store_id}",
+            "messages": [{"role": "user", "content": "Who keeps the vault code?"}],
+        },
         headers=other,
     )
     error_of(asked, 404)
@@ -109,7 +119,10 @@ async def test_an_upload_without_a_declared_length_is_cut_at_the_limit(api: Api)
     [
         (b'--edge\r\nContent-Disposition: form-data; name="file"; filename="x.txt"\r\n\r\nhalf', "cut"),
         (b"--edge\r\nno header\r\n\r\n--edge--", "malformed"),
-        (b'--edge\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nassistants\r\n--edge--\r\n', "no file"),
+        (
+            b'--edge\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nassistants\r\n--edge--\r\n',
+            "no file",
+        ),
         (
             b'--edge\r\nContent-Disposition: form-data; name="purpose"\r\n\r\na\r\n'
             b'--edge\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nb\r\n--edge--\r\n',
@@ -160,8 +173,16 @@ CHAT = {"model": "rag", "messages": [{"role": "user", "content": "Hello there?"}
         ("/v1/vector_stores", {"name": "x", "tenant_id": "t"}, "tenant_id"),
         ("/v1/vector_stores", {"name": 5}, "name"),
         ("/v1/vector_stores/STORE/search", {"query": "x", "max_num_results": 51}, "max_num_results"),
-        ("/v1/vector_stores/STORE/search", {"query": "x", "filters": {"type": "like", "key": "a", "value": 1}}, None),
-        ("/v1/vector_stores/STORE/files", {"file_id": "f", "chunking_strategy": {"type": "magic"}}, "chunking_strategy"),
+        (
+            "/v1/vector_stores/STORE/search",
+            {"query": "x", "filters": {"type": "like", "key": "a", "value": 1}},
+            None,
+        ),
+        (
+            "/v1/vector_stores/STORE/files",
+            {"file_id": "f", "chunking_strategy": {"type": "magic"}},
+            "chunking_strategy",
+        ),
     ],
 )
 async def test_an_unknown_or_out_of_range_field_is_named(

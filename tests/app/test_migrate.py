@@ -37,7 +37,9 @@ def test_a_second_migration_changes_nothing(database: Database, scope: Scope) ->
         assert session.get(Tenant, scope.tenant_id) is not None
 
 
-def test_a_database_from_a_newer_version_is_refused_and_left_alone(database: Database) -> None:
+def test_a_database_from_a_newer_version_is_refused_and_left_alone(empty_database_url: str) -> None:
+    database = open_database(empty_database_url)
+    migrate(database)
     with database.write() as session:
         session.execute(text("update alembic_version set version_num = '9999'"))
     with pytest.raises(SchemaMismatch, match=r"newer version.*9999"):
@@ -46,6 +48,7 @@ def test_a_database_from_a_newer_version_is_refused_and_left_alone(database: Dat
         check_schema(database)
     with database.read() as session:
         assert session.scalar(text("select version_num from alembic_version")) == "9999"
+    database.close()
 
 
 def test_a_database_from_an_older_version_is_refused_until_it_is_migrated(empty_database_url: str) -> None:

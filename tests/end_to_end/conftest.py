@@ -30,9 +30,18 @@ def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pdf(
         tmp_path_factory.mktemp("documents") / "lighthouse-handbook.pdf",
         [
-            ("Tower", "The Brennick lighthouse tower is 47 metres high. It was built by Aldous Wren in 1871."),
-            ("Lamp", "The lamp of the Brennick lighthouse has a range of 23 nautical miles. The lamp turns every 12 seconds."),
-            ("Keeper", "The keeper of the Brennick lighthouse is Ismene Calder. She lives in the white cottage."),
+            (
+                "Tower",
+                "The Brennick lighthouse tower is 47 metres high. It was built by Aldous Wren in 1871.",
+            ),
+            (
+                "Lamp",
+                "The lamp of the Brennick lighthouse has a range of 23 nautical miles. The lamp turns every 12 seconds.",
+            ),
+            (
+                "Keeper",
+                "The keeper of the Brennick lighthouse is Ismene Calder. She lives in the white cottage.",
+            ),
         ],
     )
 
@@ -45,7 +54,11 @@ def write_pdf(path: Path, pages: list[tuple[str, str]]) -> Path:
     story = [
         flowable
         for title, text in pages
-        for flowable in (Paragraph(title, styles["Heading1"]), Paragraph(text, styles["BodyText"]), PageBreak())
+        for flowable in (
+            Paragraph(title, styles["Heading1"]),
+            Paragraph(text, styles["BodyText"]),
+            PageBreak(),
+        )
     ]
     SimpleDocTemplate(str(path)).build(story)
     return path

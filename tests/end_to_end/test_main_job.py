@@ -21,7 +21,9 @@ def store_id(stack: Stack, handbook: Path, tmp_path_factory: pytest.TempPathFact
     memo = tmp_path_factory.mktemp("memo") / "memo.docx"
     written = docx.Document()
     written.add_heading("Boat rota", level=1)
-    written.add_paragraph("The supply boat Petrel sails to the lighthouse on Thursdays. Its skipper is Joss Amory.")
+    written.add_paragraph(
+        "The supply boat Petrel sails to the lighthouse on Thursdays. Its skipper is Joss Amory."
+    )
     written.save(str(memo))
     for path in (handbook, memo):
         file = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=path)
@@ -152,7 +154,9 @@ def test_a_json_answer_stays_json_and_is_cited(client: OpenAI, store_id: str) ->
 
 
 def test_a_question_that_nothing_bears_on_is_refused_and_cites_nothing(client: OpenAI, store_id: str) -> None:
-    text, annotations, chunks = ask(client, "Which team won the football world cup final in Berlin?", store_id)
+    text, annotations, chunks = ask(
+        client, "Which team won the football world cup final in Berlin?", store_id
+    )
     assert "documents do not say" in text
     assert annotations == []
     assert chunks[0].grounded is False
@@ -191,7 +195,8 @@ def test_what_is_deleted_is_gone_from_search_at_once(client: OpenAI, tmp_path: P
             read()
         assert refused.value.status_code == 404
     reply = client.chat.completions.create(
-        model="rag/short-lived", messages=[{"role": "user", "content": "Where is the spare key of the lighthouse?"}]
+        model="rag/short-lived",
+        messages=[{"role": "user", "content": "Where is the spare key of the lighthouse?"}],
     )
     assert "barometer" not in (reply.choices[0].message.content or "")
 
@@ -209,11 +214,8 @@ def test_an_engine_stops_within_a_second_of_its_clients_departure(stack: Stack, 
 
 
 def engine_computes(stack: Stack) -> bool:
-    """Asks the engine itself, with the key and the port that the supervisor gave it."""
-    environment = Path(f"/proc/{stack.pid('engine')}/environ").read_bytes().split(b"\0")
-    key = next(each for each in environment if each.startswith(b"VLLM_API_KEY=")).partition(b"=")[2].decode()
-    arguments = Path(f"/proc/{stack.pid('engine')}/cmdline").read_bytes().split(b"\0")
-    port = arguments[arguments.index(b"--port") + 1].decode()
-    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics", headers={"Authorization": f"Bearer {key}"}).text
+    """Asks the engine itself."""
+    url, key = stack.engine_address()
+    metrics = httpx.get(f"{url}/metrics", headers={"Authorization": f"Bearer {key}"}).text
     lines = [line for line in metrics.splitlines() if line.startswith("vllm:num_requests_running")]
     return not all(line.endswith(" 0.0") for line in lines)

@@ -1,0 +1,112 @@
+"""`python -m tests.bench`: starts one stack, measures, shows a table. Status 1 when a bound is missed."""
+
+import argparse
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from tests.bench import first_token, machine, quality, report, search_latency, searchable
+from tests.bench.clients import Api
+from tests.bench.figures import Figure, failed
+from tests.bench.run import FULL, QUICK, Run
+from tests.stack import ROOT, Stack
+
+OUTPUT = ROOT / ".bench"
+LONGEST_S = 3_600
+"""After this a run that hangs is ended, and its stack with it."""
+
+Measure = Callable[[Run], list[Figure]]
+
+MEASURES: dict[str, tuple[str, Measure]] = {
+    "first_token": (first_token.SAYS, first_token.measure),
+    "searchable": (searchable.SAYS, searchable.measure),
+    "search_latency": (search_latency.SAYS, search_latency.measure),
+    **{
+        each.name: (each.says, partial(quality.measure, collection=each))
+        for each in (quality.SCIFACT, quality.SQUAD, quality.CRANFIELD)
+    },
+}
+
+
+def main() -> int:
+    options = _options()
+    console = Console()
+    _end_on_signals()
+    described = machine.describe()
+    console.print("Starting a stack with its engine (about a minute)", highlight=False)
+    with _running_stack() as stack, _progress(console) as progress, stack.http() as client:
+        run = Run(stack, Api(client), QUICK if options.quick else FULL, progress)
+        figures = [figure for name in options.only for figure in _measure(name, run)]
+    report.show(console, figures)
+    for path in report.write(OUTPUT, described, figures):
+        console.print(f"wrote {path.relative_to(ROOT)}", highlight=False)
+    return 1 if any(figure.is_ok is False for figure in figures) else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, judges nothing")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=MEASURES,
+        default=list(MEASURES),
+        metavar="NAME",
+        help=", ".join(MEASURES),
+    )
+    return parser.parse_args()
+
+
+def _measure(name: str, run: Run) -> list[Figure]:
+    says, measure = MEASURES[name]
+    started = time.monotonic()
+    run.progress.console.print(f"{name}: {says}", highlight=False)
+    try:
+        return measure(run)
+    except Exception as error:  # noqa: BLE001
+        # The loop's edge: a measure that fails is a row of the table, and the others go on.
+        run.progress.console.print_exception()
+        return [failed(name, says, f"{type(error).__name__}: {error}")]
+    finally:
+        run.progress.console.print(f"{name}: {time.monotonic() - started:.0f} s", highlight=False)
+
+
+@contextmanager
+def _running_stack() -> Iterator[Stack]:
+    with tempfile.TemporaryDirectory(prefix="strongroom-bench-") as folder:
+        stack = Stack(Path(folder) / "data", {"STRONGROOM_MODELS__RERANKER": ""})
+        try:
+            stack.start()
+            yield stack
+        finally:
+            stack.stop()
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+def _end_on_signals() -> None:
+    """As an exception, so that the stack is stopped on the way out."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        sys.exit(f"Ended by {signal.Signals(number).name}.")
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(LONGEST_S)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,384 @@
+"""docker-compose.yml holds what it promises, and its services work together, started by its own commands."""
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psycopg
+import pytest
+import yaml
+from openai import OpenAI
+from psycopg import sql
+
+from app.settings import Settings
+from serving.engine import Accelerator, EngineConfig, engine_command, engine_environment
+from tests.compose import (
+    LOOPBACK,
+    Box,
+    ComposedStack,
+    Service,
+    ServiceFailed,
+    VariableMissing,
+    composed,
+    interpolate,
+    read_compose,
+    read_dockerfile,
+)
+from tests.postgres import BINARIES, PostgresServer
+from tests.stack import ENGINE_PYTHON, MODELS, ROOT, free_port
+
+FILE = ROOT / "docker-compose.yml"
+SECRETS = {
+    "POSTGRES_PASSWORD": "postgres/secret@with:signs",
+    "STRONGROOM_MODELS__TOKEN": "models-secret",
+    "STRONGROOM_ENGINE__TOKEN": "engine-secret",
+}
+PROFILES = ["gpu", "cpu"]
+OURS = ["migrate", "api", "worker", "models-cpu"]
+ENGINE_START_S = 360.0
+"""It takes a minute, and several where other engines have the cores."""
+
+
+@pytest.fixture(params=PROFILES)
+def services(request: pytest.FixtureRequest) -> dict[str, Service]:
+    return read_compose(FILE, SECRETS, profile=request.param)
+
+
+def test_variables_are_replaced_as_compose_does() -> None:
+    assert interpolate("${A:-x}/${B:-${A:-y}}/${C}", {"A": "a"}) == "a/a/"
+    assert interpolate("${A:+--flag ${A}}|${B:+--flag ${B}}", {"A": "a"}) == "--flag a|"
+    with pytest.raises(VariableMissing, match="A: set it"):
+        interpolate("${A:?set it}", {"A": ""})
+
+
+def test_each_profile_is_a_complete_set_with_the_same_names_in_the_network() -> None:
+    names = [
+        {
+            alias
+            for service in read_compose(FILE, SECRETS, profile=profile).values()
+            for alias in service.aliases
+        }
+        for profile in PROFILES
+    ]
+    complete = {"postgres", "migrate", "api", "worker", "models", "vllm"}
+    assert names == [complete, complete | {"models-cpu", "vllm-cpu"}]
+
+
+def test_images_are_pinned(services: dict[str, Service]) -> None:
+    for service in services.values():
+        _, _, tag = service.image.rpartition(":")
+        assert re.search(r"\d", tag), service.image
+    assert read_compose(FILE, SECRETS, profile="gpu")["vllm"].image == "vllm/vllm-openai:v0.33.0"
+
+
+def test_the_only_published_port_is_the_apis_on_loopback(services: dict[str, Service]) -> None:
+    published = {service.name: service.published for service in services.values() if service.published}
+    assert published == {"api": ["127.0.0.1:8080:8080"]}
+    elsewhere = read_compose(FILE, SECRETS | {"PUBLISH": "0.0.0.0:80"}, profile="cpu")["api"]
+    assert elsewhere.published == ["0.0.0.0:80:8080"]
+
+
+def test_only_the_api_is_in_a_network_with_a_way_out_and_opens_no_connections_there(
+    services: dict[str, Service],
+) -> None:
+    networks = yaml.safe_load(FILE.read_text())["networks"]
+    assert networks["inside"] == {"internal": True}
+    assert networks["edge"]["driver_opts"] == {"com.docker.network.bridge.enable_ip_masquerade": "false"}
+    for service in services.values():
+        expected = {"inside", "edge"} if service.name == "api" else {"inside"}
+        assert set(service.options["networks"]) == expected
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_nothing_starts_without_its_secrets(name: str) -> None:
+    for variables in (SECRETS | {name: ""}, {key: value for key, value in SECRETS.items() if key != name}):
+        with pytest.raises(VariableMissing, match=name):
+            read_compose(FILE, variables, profile="cpu")
+
+
+def test_secrets_come_from_variables_and_go_to_those_who_need_them(services: dict[str, Service]) -> None:
+    for service in services.values():
+        for name, value in service.environment.items():
+            if re.search(r"TOKEN|PASSWORD|SECRET|KEY$", name):
+                assert value in SECRETS.values(), f"{name} of {service.name}"
+        check = service.health.command if service.health else []
+        words = " ".join((*service.entrypoint, *service.command, *check))
+        assert not any(secret in words for secret in SECRETS.values()), service.name
+    holders = {
+        secret: {
+            service.aliases[-1] for service in services.values() if secret in service.environment.values()
+        }
+        for secret in SECRETS.values()
+    }
+    assert list(holders.values()) == [
+        {"postgres", "migrate", "api", "worker"},
+        {"models", "api", "worker"},
+        {"vllm", "api"},
+    ]
+
+
+def test_every_container_has_few_rights(services: dict[str, Service]) -> None:
+    stages = read_dockerfile(ROOT / "Dockerfile")
+    for service in services.values():
+        options = service.options
+        assert options["read_only"] is True
+        assert options["cap_drop"] == ["ALL"]
+        assert options["security_opt"] == ["no-new-privileges:true"]
+        assert "privileged" not in options
+        assert "cap_add" not in options
+        user = options["user"] if service.target is None else stages[service.target].last("USER")
+        assert int(user.partition(":")[0]) > 0
+
+
+def test_what_runs_on_has_a_health_check_and_comes_back(services: dict[str, Service]) -> None:
+    for service in services.values():
+        if service.name == "migrate":
+            assert service.health is None
+            assert service.options["restart"] == "no"
+        else:
+            assert service.health is not None
+            # The images hold no curl.
+            assert service.health.command[0] in {"python", "python3", "pg_isready"}
+            assert service.options["restart"] == "unless-stopped"
+
+
+def test_dependencies_exist_and_can_meet_their_conditions(services: dict[str, Service]) -> None:
+    for service in services.values():
+        for other, condition in service.depends_on.items():
+            runs_on = services[other].health is not None
+            assert condition == ("service_healthy" if runs_on else "service_completed_successfully")
+
+
+def test_volumes_are_declared_and_models_are_only_read(services: dict[str, Service]) -> None:
+    declared = set(yaml.safe_load(FILE.read_text())["volumes"])
+    for service in services.values():
+        for volume in service.options.get("volumes", []):
+            if isinstance(volume, str):
+                assert volume.partition(":")[0] in declared
+            else:
+                assert (volume["target"], volume["read_only"]) == ("/models", True)
+    users_of_data = {
+        each.name for each in services.values() if "data:/data" in each.options.get("volumes", [])
+    }
+    assert users_of_data == {"migrate", "api", "worker"}
+
+
+def test_every_setting_exists(services: dict[str, Service]) -> None:
+    known = set(Settings().to_environment())
+    for service in services.values():
+        unknown = {name for name in service.environment if name.startswith("STRONGROOM_")} - known
+        assert not unknown, service.name
+
+
+@pytest.mark.parametrize("tool_parser", ["", "hermes"])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_engine_is_started_as_serve_starts_it(profile: str, tool_parser: str) -> None:
+    service_name = {"gpu": "vllm", "cpu": "vllm-cpu"}[profile]
+    variables = SECRETS | {
+        "STRONGROOM_ENGINE__MODEL": "some-model",
+        "STRONGROOM_ENGINE__MAX_MODEL_LEN": "8192",
+        "STRONGROOM_ENGINE__GPU_MEMORY_UTILIZATION": "0.7",
+        "STRONGROOM_ENGINE__KV_CACHE_GIB": "3",
+        "STRONGROOM_ENGINE__TOOL_PARSER": tool_parser,
+    }
+    service = read_compose(FILE, variables, profile=profile)[service_name]
+    config = EngineConfig(
+        python=Path("python3"),
+        model="/models/some-model",
+        served_name="some-model",
+        accelerator=Accelerator.CUDA if profile == "gpu" else Accelerator.CPU,
+        host="0.0.0.0",
+        port=8000,
+        api_key="engine-secret",
+        max_model_len=8192,
+        tool_parser=tool_parser or None,
+        gpu_memory_share=0.7,
+        cpu_cache_gib=3,
+    )
+    assert [*service.entrypoint, *service.command] == engine_command(config)
+    assert service.environment == engine_environment(config)
+
+
+def test_models_and_engine_share_one_gpu() -> None:
+    services = read_compose(FILE, SECRETS | {"GPU": "1"}, profile="gpu")
+    for name in ("models", "vllm"):
+        (device,) = services[name].options["deploy"]["resources"]["reservations"]["devices"]
+        assert device == {"driver": "nvidia", "device_ids": ["1"], "capabilities": ["gpu"]}
+    vllm = services["vllm"].command
+    assert (
+        float(vllm[vllm.index("--gpu-memory-utilization") + 1])
+        == Settings().engine.gpu_memory_utilization
+        < 1
+    )
+    for profile in PROFILES:
+        others = read_compose(FILE, SECRETS, profile=profile).values()
+        with_gpu = {each.name for each in others if "deploy" in each.options}
+        assert with_gpu == ({"models", "vllm"} if profile == "gpu" else set())
+
+
+def test_images_are_built_from_files_that_the_builder_gets() -> None:
+    stages = read_dockerfile(ROOT / "Dockerfile")
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        source
+        for stage in stages.values()
+        for instruction, words in stage.instructions
+        if instruction == "COPY" and not words.startswith("--from")
+        for source in words.split()[:-1]
+    }
+    assert {source.split("/")[0] for source in copied} == allowed
+    pyproject = (ROOT / "pyproject.toml").read_text()
+    packages = re.findall(r'"(\w+)\*"', pyproject.partition("packages.find")[2].partition("\n\n")[0])
+    assert set(packages) < copied
+    assert all((ROOT / source).exists() for source in copied - {"README.md"})
+
+
+def test_images_rest_on_pinned_bases_and_run_our_command_as_nobody_special() -> None:
+    stages = read_dockerfile(ROOT / "Dockerfile")
+    bases = {stage.base for stage in stages.values() if stage.base not in stages}
+    assert len(bases) == 1
+    assert re.fullmatch(r"python:3\.11\.\d+-slim-\w+", bases.pop())
+    assert list(stages)[-1] == "strongroom"
+    assert stages["strongroom"].entrypoint == ["strongroom"]
+    for name in ("strongroom", "engine-cpu"):
+        assert stages[name].last("USER") == "10001:10001"
+
+
+def test_the_engines_torch_is_that_of_make_setup() -> None:
+    pins = [
+        set(re.findall(r"torch==[\d.]+", (ROOT / name).read_text())) for name in ("Makefile", "Dockerfile")
+    ]
+    assert pins[0] == pins[1]
+    assert len(pins[0]) == 1
+
+
+@pytest.fixture(scope="module")
+def postgres_service(postgres_server: PostgresServer) -> Iterator[PostgresServer]:
+    """The tests' PostgreSQL with the user and the database that the image would make."""
+    environment = read_compose(FILE, SECRETS, profile="cpu")["postgres"].environment
+    user = sql.Identifier(environment["POSTGRES_USER"])
+    database = sql.Identifier(environment["POSTGRES_DB"])
+    password = sql.Literal(environment["POSTGRES_PASSWORD"])
+    with psycopg.connect(postgres_server.url("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("create role {} login password {}").format(user, password))
+        connection.execute(sql.SQL("create database {} owner {}").format(database, user))
+        yield postgres_server
+        connection.execute(sql.SQL("drop database {} with (force)").format(database))
+        connection.execute(sql.SQL("drop role {}").format(user))
+
+
+def box_of(folder: Path, ports: dict[str, int]) -> Box:
+    found = sorted(BINARIES.glob("*/bin/pg_isready"))
+    return Box(
+        folder=folder,
+        stages=read_dockerfile(ROOT / "Dockerfile"),
+        paths={"/data": folder / "data", "/models": MODELS},
+        programs={
+            "strongroom": Path(sys.executable).parent,
+            "strongroom-engine-cpu": ENGINE_PYTHON.parent,
+            "postgres": found[-1].parent if found else Path("/usr/bin"),
+        },
+        ports=ports,
+        running=["postgres"],
+    )
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_role_with_an_unknown_setting_ends_with_an_error_that_names_it(name: str, tmp_path: Path) -> None:
+    services = read_compose(FILE, SECRETS, profile="cpu")
+    typo = {"STRONGROOM_SERVER__PROT": "80"}
+    service = replace(services[name], environment=services[name].environment | typo)
+    with ComposedStack(services, box_of(tmp_path, {})) as stack:
+        stack.launch(service)
+        with pytest.raises(
+            ServiceFailed, match=rf"(?s){name} ended with status 2.*Unknown setting server\.prot"
+        ):
+            stack.wait_completed(name, within_s=60)
+
+
+def test_a_wrong_command_fails_the_start(tmp_path: Path) -> None:
+    services = read_compose(FILE, SECRETS, profile="cpu")
+    wrong = replace(services["migrate"], command=["migrait"], depends_on={})
+    needing = replace(services["api"], depends_on={"migrate": "service_completed_successfully"})
+    starting = composed({"migrate": wrong, "api": needing}, box_of(tmp_path, {}), within_s=60)
+    with pytest.raises(ServiceFailed, match=r"(?s)migrate ended with status 2.*migrait"), starting:
+        pass
+
+
+def test_a_health_check_that_asks_the_wrong_place_fails_the_start(
+    postgres_service: PostgresServer, tmp_path: Path
+) -> None:
+    postgres = read_compose(FILE, SECRETS, profile="cpu")["postgres"]
+    box = box_of(tmp_path, {"postgres": postgres_service.port})
+    assert postgres.health is not None
+    elsewhere = [word.replace("5432", "1") for word in postgres.health.command]
+    wrong = replace(postgres, health=replace(postgres.health, command=elsewhere, within_s=1))
+    with composed({"postgres": postgres}, box, within_s=30):
+        pass
+    with (
+        pytest.raises(ServiceFailed, match="postgres is not healthy"),
+        composed({"postgres": wrong}, box, within_s=30),
+    ):
+        pass
+
+
+@pytest.fixture(scope="module")
+def stack(
+    postgres_service: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ComposedStack]:
+    """Every service of the profile for machines without a GPU."""
+    if not ENGINE_PYTHON.exists() or not (MODELS / "SmolLM2-135M-Instruct").is_dir():
+        pytest.skip("The engine's environment or the demo models are missing: run `make setup`.")
+    published = free_port()
+    services = read_compose(FILE, SECRETS | {"PUBLISH": f"{LOOPBACK}:{published}"}, profile="cpu")
+    box = box_of(tmp_path_factory.mktemp("compose"), {"postgres": postgres_service.port, "api": published})
+    with composed(services, box, within_s=ENGINE_START_S) as running:
+        yield running
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(ENGINE_START_S + 120)
+def test_a_question_through_the_published_port_is_answered_with_a_citation(stack: ComposedStack) -> None:
+    (published,) = stack.services["api"].published
+    address, _, _ = published.rpartition(":")
+    key = (stack.folder / "data" / "keys" / "admin.key").read_text().strip()
+    client = OpenAI(base_url=f"http://{address}/v1", api_key=key, max_retries=0, timeout=120)
+    note = stack.folder / "ferry-note.md"
+    note.write_text("# Ferry\n\nThe ferry Halcyon leaves Orsund at 06:40. Its master is Petra Lindqvist.\n")
+    store = client.vector_stores.create(name="harbour")
+    file = client.vector_stores.files.upload_and_poll(vector_store_id=store.id, file=note)
+    assert file.status == "completed", file.last_error
+    reply = client.chat.completions.create(
+        model="rag/harbour",
+        messages=[{"role": "user", "content": "At what time does the ferry Halcyon leave Orsund?"}],
+        temperature=0,
+        max_tokens=60,
+    )
+    message = reply.choices[0].message
+    assert "06:40" in (message.content or "")
+    assert message.annotations
+    cited: dict[str, Any] = message.annotations[0].model_dump()
+    assert "06:40" in cited["quote"]
+    assert cited["filename"] == "ferry-note.md"
+    opened = httpx.get(cited["url_citation"]["url"].partition("#")[0])
+    assert opened.status_code == 200
+    assert cited["url_citation"]["url"].startswith(f"http://{address}/")
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(ENGINE_START_S + 120)
+def test_everything_is_ready_and_asks_for_its_secret(stack: ComposedStack) -> None:
+    ports = stack.ports
+    ready = httpx.get(f"http://{LOOPBACK}:{ports['api']}/ready", timeout=10)
+    assert ready.status_code == 200, ready.text
+    assert ready.json()["roles"]["database"]["reason"] == "postgresql"
+    for port, path in (
+        (ports["api"], "/v1/models"),
+        (ports["models-cpu"], "/embedding"),
+        (ports["vllm-cpu"], "/v1/models"),
+    ):
+        assert httpx.get(f"http://{LOOPBACK}:{port}{path}").status_code == 401

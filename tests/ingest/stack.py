@@ -1,0 +1,132 @@
+"""Ingestion on a real database and real blobs, with a parser of paragraphs and an embedder without a model."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select
+
+from ingest import jobs
+from ingest.elements import ElementKind, ParsedDocument
+from ingest.jobs import ClaimedJob
+from ingest.parse.build import DocumentBuilder, Line
+from ingest.pipeline import Pipeline
+from ingest.worker import Worker
+from retrieval.blobs import BlobStore
+from retrieval.catalog import NewFile, add_file, get_document
+from retrieval.database import Database
+from retrieval.scope import Scope
+from retrieval.tables import Base, Chunk, Collection, Document, File, Job
+from tests.fakes import FakeEmbedder
+from tests.retrieval.library import attach, new_collection
+
+PARAGRAPHS = (
+    "The vault of the archive opens at nine every morning.",
+    "The key to the cellar hangs in the hall by the door.",
+    "Whales feed on krill, which they strain from the cold sea.",
+)
+"""Each fills a chunk of 16 tokens."""
+TEXT = "\n\n".join(PARAGRAPHS)
+LEASE_S = 30.0
+
+
+async def nothing(_: str) -> None:
+    pass
+
+
+@dataclass
+class ParagraphParser:
+    """A Parser of UTF-8 text in paragraphs; a line that begins with `# ` is a heading."""
+
+    calls: list[str] = field(default_factory=list)
+    meanwhile: Callable[[str], Awaitable[None]] = nothing
+    """Awaited with the text while it is parsed; what it raises, parsing fails with."""
+
+    async def parse(self, path: Path, media_type: str) -> ParsedDocument:  # noqa: ARG002
+        text = path.read_text()
+        self.calls.append(text)
+        await self.meanwhile(text)
+        builder = DocumentBuilder()
+        for paragraph in text.split("\n\n"):
+            if paragraph.startswith("# "):
+                builder.add_heading([Line(paragraph[2:])], level=0)
+            else:
+                builder.add(ElementKind.TEXT, [Line(paragraph)])
+        return builder.build()
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Stack:
+    """What a test of ingestion needs, for one tenant."""
+
+    def __init__(self, database: Database, scope: Scope, folder: Path) -> None:
+        self.database = database
+        self.scope = scope
+        self.blobs = BlobStore(folder)
+        self.parser = ParagraphParser()
+        self.embedder = FakeEmbedder(max_tokens=16)
+        self.clock = Clock()
+        self.pipeline = Pipeline(database, self.blobs, self.parser, self.embedder)
+        self.collection = new_collection(database, scope)
+
+    def worker(self, *, concurrency: int = 2, clock: Callable[[], float] | None = None) -> Worker:
+        return Worker(
+            self.database,
+            self.pipeline,
+            concurrency=concurrency,
+            lease_s=LEASE_S,
+            isolated=True,
+            clock=clock or self.clock,
+        )
+
+    def upload(self, text: str = TEXT) -> File:
+        with self.blobs.receive(limit_bytes=1_000_000) as receiver, self.database.write() as session:
+            receiver.write(text.encode())
+            received = receiver.finish()
+            new = NewFile("a.txt", "assistants", "text/plain", received.sha256, received.size_bytes)
+            file, is_new_blob = add_file(session, self.scope, new, now=self.clock())
+            if is_new_blob:
+                self.blobs.keep(received, file.blob_id)
+            return file
+
+    def attach(
+        self, file: File, *, collection: Collection | None = None, chunking: dict[str, Any] | None = None
+    ) -> Document:
+        into = (collection or self.collection).id
+        with self.database.write() as session:
+            return attach(session, self.scope, into, file.id, chunking=chunking, now=self.clock())
+
+    def add(self, text: str = TEXT) -> Document:
+        return self.attach(self.upload(text))
+
+    def claim(self) -> ClaimedJob:
+        with self.database.write() as session:
+            job = jobs.claim(session, now=self.clock(), lease_s=LEASE_S)
+        assert job is not None
+        return job
+
+    def document(self, document: Document) -> Document:
+        """As it is now."""
+        with self.database.read() as session:
+            return get_document(session, self.scope, document.collection_id, document.file_id)
+
+    def chunks(self, document: Document) -> list[Chunk]:
+        with self.database.read() as session:
+            query = select(Chunk).where(Chunk.document_id == document.id).order_by(Chunk.position)
+            return list(session.scalars(query))
+
+    def job(self, document: Document) -> Job | None:
+        with self.database.read() as session:
+            return session.scalar(select(Job).where(Job.document_id == document.id))
+
+    def count(self, table: type[Base]) -> int:
+        with self.database.read() as session:
+            return session.scalar(select(func.count()).select_from(table)) or 0

@@ -1,0 +1,333 @@
+"""Search as a caller sees it: fresh after each commit, within its scope, never from an index alone."""
+
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import delete, update
+
+from retrieval import catalog
+from retrieval.catalog import CollectionMissing
+from retrieval.database import Database
+from retrieval.filters import AllOf, Comparator, Comparison
+from retrieval.rankings import Fusion
+from retrieval.scope import Scope
+from retrieval.search import EmbeddingModelChanged, FoundChunk, Searcher, SearchMode, SearchOptions
+from retrieval.tables import Chunk, ChunkLog, Collection, Document, DocumentStatus
+from retrieval.views import IndexViews
+from serving.protocols import Lane, ModelUnavailable
+from tests.fakes import FakeEmbedder, FakeReranker
+from tests.retrieval.library import add_text_file, attach, complete, new_collection, shelve
+
+NINE, KEY, WHALES = "The vault opens at nine.", "The key hangs in the hall.", "Whales feed on krill."
+
+
+@pytest.fixture
+def embedder() -> FakeEmbedder:
+    return FakeEmbedder()
+
+
+@pytest.fixture
+def searcher(database: Database, embedder: FakeEmbedder) -> Searcher:
+    return Searcher(database, IndexViews(), embedder, reranker=None)
+
+
+async def texts(
+    searcher: Searcher, scope: Scope, query: str, options: SearchOptions | None = None
+) -> list[str]:
+    return [chunk.text for chunk in (await searcher.search(scope, query, options=options)).chunks]
+
+
+async def test_a_hit_tells_where_it_stands(database: Database, scope: Scope, searcher: Searcher) -> None:
+    collection = new_collection(database, scope)
+    document = shelve(
+        database,
+        scope,
+        collection,
+        NINE,
+        KEY,
+        filename="letter.txt",
+        attributes={"year": 1843},
+        headings=["Keys"],
+    )
+    best, *_ = (await searcher.search(scope, "where hangs the key")).chunks
+    assert (best.text, best.position, best.start_char, best.end_char) == (KEY, 1, 26, 52)
+    assert (best.file_id, best.filename, best.collection_id) == (
+        document.file_id,
+        "letter.txt",
+        collection.id,
+    )
+    assert (best.document_id, best.attributes, best.headings) == (document.id, {"year": 1843}, ("Keys",))
+    assert [place.page for place in best.places] == [2]
+
+
+@pytest.mark.parametrize("mode", SearchMode)
+async def test_what_was_committed_is_found_and_what_was_deleted_is_not(
+    database: Database, scope: Scope, searcher: Searcher, mode: SearchMode
+) -> None:
+    options = SearchOptions(mode=mode)
+    collection = new_collection(database, scope)
+    assert await texts(searcher, scope, "vault", options) == []
+    for _ in range(2):
+        document = shelve(database, scope, collection, NINE)
+        assert await texts(searcher, scope, "vault", options) == [NINE]
+        with database.write() as session:
+            catalog.delete_document(session, scope, collection.id, document.file_id)
+        assert await texts(searcher, scope, "vault", options) == []
+
+
+async def test_what_is_not_committed_is_not_found(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    collection = new_collection(database, scope)
+    shelve(database, scope, collection, NINE)
+    await texts(searcher, scope, "vault")
+    with database.write() as session:
+        file = add_text_file(session, scope, KEY)
+        complete(session, attach(session, scope, collection.id, file.id), [KEY])
+        session.flush()
+        assert KEY not in await texts(searcher, scope, "key hall")
+    assert KEY in await texts(searcher, scope, "key hall")
+
+
+@pytest.mark.parametrize("lost", ["chunks", "status", "tenant"])
+async def test_a_stale_index_leaks_nothing(
+    database: Database, scope: Scope, other_scope: Scope, searcher: Searcher, lost: str
+) -> None:
+    """The index still holds a chunk that SQL no longer gives: its log was not written, as after a bug."""
+    collection = new_collection(database, scope)
+    shelve(database, scope, collection, NINE)
+    secret = shelve(database, scope, collection, "A secret vault.")
+    assert "A secret vault." in await texts(searcher, scope, "secret vault")
+    with database.write() as session:
+        if lost == "chunks":
+            session.execute(delete(Chunk).where(Chunk.document_id == secret.id))
+        elif lost == "status":
+            session.execute(
+                update(Document).where(Document.id == secret.id).values(status=DocumentStatus.IN_PROGRESS)
+            )
+        else:
+            session.execute(
+                update(Chunk).where(Chunk.document_id == secret.id).values(tenant_id=other_scope.tenant_id)
+            )
+    assert await texts(searcher, scope, "secret vault") == [NINE]
+
+
+async def test_another_tenants_chunks_are_never_found(
+    database: Database, scope: Scope, other_scope: Scope, searcher: Searcher
+) -> None:
+    theirs = new_collection(database, scope)
+    shelve(database, scope, theirs, NINE)
+    mine = new_collection(database, other_scope)
+    shelve(database, other_scope, mine, WHALES)
+    assert await texts(searcher, other_scope, "vault opens") == [WHALES]
+    for absent in (theirs.id, "vs_absent"):
+        with pytest.raises(CollectionMissing, match=absent):
+            await searcher.search(other_scope, "vault", collection_ids=[mine.id, absent])
+
+
+async def test_named_collections_are_searched_and_no_others(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    names = ("letters", "diaries", "maps")
+    letters, diaries, maps = (new_collection(database, scope, name) for name in names)
+    for collection, name in ((letters, "ada"), (diaries, "bob"), (maps, "cleo")):
+        shelve(database, scope, collection, f"The vault of {name} opens at nine.")
+
+    async def found(*collections: Collection) -> set[str]:
+        ids = [each.id for each in collections]
+        return {
+            hit.collection_id for hit in (await searcher.search(scope, "vault", collection_ids=ids)).chunks
+        }
+
+    assert await found(letters) == {letters.id}
+    assert await found(maps, letters) == {letters.id, maps.id}
+    assert await found(letters, letters) == {letters.id}
+    assert await found() == set()
+    everywhere = await searcher.search(scope, "vault")
+    assert {hit.collection_id for hit in everywhere.chunks} == {letters.id, diaries.id, maps.id}
+
+
+async def test_the_best_of_several_collections_comes_first(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    for number in range(3):
+        collection = new_collection(database, scope, f"store {number}")
+        shelve(database, scope, collection, WHALES, KEY if number == 1 else "A lamp burns.")
+    assert (await texts(searcher, scope, "key hangs hall"))[0] == KEY
+
+
+@pytest.mark.parametrize("mode", SearchMode)
+async def test_filters_restrict_the_search_itself(
+    database: Database, scope: Scope, searcher: Searcher, mode: SearchMode
+) -> None:
+    """150 better chunks stand in the way: more than the rankings are deep."""
+    collection = new_collection(database, scope)
+    shelve(database, scope, collection, *["vault vault vault"] * 150, attributes={"author": "bob"})
+    shelve(database, scope, collection, NINE, attributes={"author": "ada", "year": 1843})
+    wanted = AllOf((Comparison(Comparator.EQ, "author", "ada"), Comparison(Comparator.GTE, "year", 1800)))
+    options = SearchOptions(mode=mode, filters=wanted)
+    assert await texts(searcher, scope, "vault", options) == [NINE]
+    nobody = replace(options, filters=Comparison(Comparator.EQ, "author", "cleo"))
+    assert await texts(searcher, scope, "vault", nobody) == []
+
+
+async def test_new_attributes_count_at_once(database: Database, scope: Scope, searcher: Searcher) -> None:
+    collection = new_collection(database, scope)
+    document = shelve(database, scope, collection, NINE, attributes={"author": "bob"})
+    by_ada = SearchOptions(filters=Comparison(Comparator.EQ, "author", "ada"))
+    assert await texts(searcher, scope, "vault", by_ada) == []
+    with database.write() as session:
+        attach(session, scope, collection.id, document.file_id, attributes={"author": "ada"})
+    assert await texts(searcher, scope, "vault", by_ada) == [NINE]
+
+
+async def test_a_collection_of_another_model_is_refused_unless_only_words_are_compared(
+    database: Database, scope: Scope
+) -> None:
+    collection = new_collection(database, scope)
+    shelve(database, scope, collection, NINE)
+    searcher = Searcher(database, IndexViews(), FakeEmbedder(fingerprint="another model"), reranker=None)
+    for mode in (SearchMode.HYBRID, SearchMode.VECTOR):
+        with pytest.raises(EmbeddingModelChanged, match=collection.id):
+            await searcher.search(scope, "vault", options=SearchOptions(mode=mode))
+    assert await texts(searcher, scope, "vault", SearchOptions(mode=SearchMode.KEYWORD)) == [NINE]
+
+
+async def test_an_absent_model_fails_a_search_in_place_of_a_lesser_one(
+    database: Database, scope: Scope, embedder: FakeEmbedder, searcher: Searcher
+) -> None:
+    shelve(database, scope, new_collection(database, scope), NINE)
+    embedder.failure = ModelUnavailable()
+    with pytest.raises(ModelUnavailable):
+        await searcher.search(scope, "vault")
+    reranker = FakeReranker()
+    reranker.failure = ModelUnavailable()
+    with pytest.raises(ModelUnavailable):
+        await Searcher(database, IndexViews(), FakeEmbedder(), reranker).search(scope, "vault")
+
+
+async def test_scores_below_the_threshold_are_left_out(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    shelve(database, scope, new_collection(database, scope), NINE, KEY, WHALES)
+    everything = (await searcher.search(scope, "the vault opens at nine")).chunks
+    assert everything[0].score == pytest.approx(1.0)
+    assert len(everything) == 3
+    threshold = everything[1].score
+    for limit, kept in ((threshold, 2), (threshold + 1e-6, 1), (1.01, 0)):
+        options = SearchOptions(score_threshold=limit)
+        assert len(await texts(searcher, scope, "the vault opens at nine", options)) == kept
+
+
+async def test_at_most_limit_hits_come_back_best_first(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    words = ["vault", "door", "key", "hall", "lamp"]
+    shelve(database, scope, new_collection(database, scope), *(" ".join(words[:n]) for n in range(1, 6)))
+    hits = (
+        await searcher.search(scope, "vault", options=SearchOptions(limit=3, mode=SearchMode.KEYWORD))
+    ).chunks
+    assert [hit.text for hit in hits] == ["vault", "vault door", "vault door key"]
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+
+
+async def test_reciprocal_rank_fusion_is_used_on_request(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    shelve(database, scope, new_collection(database, scope), NINE, KEY, WHALES)
+    hits = (await searcher.search(scope, NINE, options=SearchOptions(fusion=Fusion.RRF))).chunks
+    assert hits[0].text == NINE
+    assert hits[0].score == pytest.approx(1.0)
+    # Second by meaning, absent from the words: half of 1/62 over 1/61.
+    assert 0.4 < hits[-1].score < 0.5
+
+
+async def test_weights_move_a_hybrid_search_between_meaning_and_words(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    shelve(database, scope, new_collection(database, scope), NINE, KEY)
+
+    async def scores(weight: float, mode: SearchMode = SearchMode.HYBRID) -> dict[str, float]:
+        options = SearchOptions(mode=mode, dense_weight=weight)
+        return {
+            hit.text: hit.score
+            for hit in (await searcher.search(scope, "vault nine", options=options)).chunks
+        }
+
+    assert await scores(0.5, SearchMode.KEYWORD) == {NINE: 1.0}
+    assert await scores(0.0) == await scores(1.0) == {NINE: 1.0, KEY: 0.0}
+    assert (await scores(0.0, SearchMode.VECTOR))[NINE] < 1.0
+
+
+async def test_vector_scores_are_cosines_and_the_best_is_told(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    shelve(database, scope, new_collection(database, scope), NINE, WHALES)
+    found = await searcher.search(scope, NINE, options=SearchOptions(mode=SearchMode.VECTOR))
+    assert found.chunks[0].score == found.best_similarity == pytest.approx(1.0, abs=1e-3)
+    nothing = await searcher.search(scope, NINE, collection_ids=[])
+    assert nothing.best_similarity == 0.0
+
+
+async def test_the_reranker_reads_headings_and_shares_the_verdict(database: Database, scope: Scope) -> None:
+    shelve(database, scope, new_collection(database, scope), KEY, WHALES, headings=["Cellar"])
+    reranker = FakeReranker()
+    searcher = Searcher(database, IndexViews(), FakeEmbedder(), reranker)
+    found = await searcher.search(scope, "key hangs", lane=Lane.BULK)
+    assert [hit.text for hit in found.chunks] == [KEY, WHALES]
+    assert [hit.score for hit in found.chunks] == [1.0, 0.0]
+    ((lane, query, read),) = reranker.calls
+    assert (lane, query) == (Lane.BULK, "key hangs")
+    assert read == [f"Cellar\n{KEY}", f"Cellar\n{WHALES}"]
+
+
+async def test_a_search_may_go_without_the_reranker(database: Database, scope: Scope) -> None:
+    shelve(database, scope, new_collection(database, scope), KEY)
+    reranker = FakeReranker()
+    searcher = Searcher(database, IndexViews(), FakeEmbedder(), reranker)
+    await searcher.search(scope, "key", options=SearchOptions(rerank=False))
+    await searcher.search(scope, "key", collection_ids=[])
+    assert reranker.calls == []
+
+
+async def test_the_query_is_embedded_on_the_callers_lane_and_not_at_all_for_words(
+    database: Database, scope: Scope, embedder: FakeEmbedder, searcher: Searcher
+) -> None:
+    await searcher.search(scope, "vault", options=SearchOptions(mode=SearchMode.KEYWORD))
+    await searcher.search(scope, "vault")
+    await searcher.search(scope, "hall", lane=Lane.BACKGROUND)
+    assert embedder.calls == [(Lane.INTERACTIVE, ["vault"]), (Lane.BACKGROUND, ["hall"])]
+
+
+async def test_two_searchers_that_share_nothing_but_sql_agree(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    collection = new_collection(database, scope)
+    other = Searcher(database, IndexViews(), FakeEmbedder(), reranker=None)
+
+    async def both() -> tuple[tuple[FoundChunk, ...], tuple[FoundChunk, ...]]:
+        return (await searcher.search(scope, "vault key")).chunks, (
+            await other.search(scope, "vault key")
+        ).chunks
+
+    for text in (NINE, KEY, WHALES):
+        shelve(database, scope, collection, text)
+        left, right = await both()
+        assert left == right
+    with database.write() as session:
+        catalog.delete_collection(session, scope, collection.id)
+    assert await both() == ((), ())
+
+
+async def test_a_log_that_was_lost_is_not_needed_to_leave_a_deleted_collection(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    collection = new_collection(database, scope)
+    shelve(database, scope, collection, NINE)
+    await texts(searcher, scope, "vault")
+    with database.write() as session:
+        catalog.delete_collection(session, scope, collection.id)
+        assert session.get(ChunkLog, (collection.id, 1)) is None
+    assert await texts(searcher, scope, "vault") == []
+    with pytest.raises(CollectionMissing):
+        await searcher.search(scope, "vault", collection_ids=[collection.id])
