@@ -159,3 +159,9 @@ def write_once(path: Path, text: str) -> None:
         pass
     finally:
         temporary.unlink()
+    # Else a power cut could forget the name after the database has kept what rests on this secret.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

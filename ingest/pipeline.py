@@ -3,6 +3,7 @@
 import asyncio
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from ingest import jobs
@@ -105,7 +107,8 @@ class Pipeline:
         return document
 
     def _keep_parsed(self, work: _Work, document: ParsedDocument) -> None:
-        with self._database.write() as session:
+        # Another worker kept the same first, or the file was deleted: then `_write` finds the lease lost.
+        with suppress(IntegrityError), self._database.write() as session:
             session.merge(
                 ParsedFile(
                     blob_id=work.blob_id,

@@ -62,7 +62,11 @@ def open_database(url: str) -> Database:
             raise ValueError("An embedded database needs a path: sqlite:///PATH")
         return Database(_open_sqlite(Path(parsed.database)))
     engine = create_engine(
-        parsed.set(drivername="postgresql+psycopg"), pool_size=8, max_overflow=24, pool_pre_ping=True
+        parsed.set(drivername="postgresql+psycopg"),
+        pool_size=8,
+        max_overflow=24,
+        pool_pre_ping=True,
+        hide_parameters=True,  # An error's text may be logged, and parameters hold text of documents.
     )
     return Database(engine)
 
@@ -88,7 +92,13 @@ def _open_sqlite(path: Path) -> Engine:
         return connection
 
     engine = create_engine(
-        "sqlite://", module=sqlite, creator=connect, poolclass=QueuePool, pool_size=8, max_overflow=56
+        "sqlite://",
+        module=sqlite,
+        creator=connect,
+        poolclass=QueuePool,
+        pool_size=8,
+        max_overflow=56,
+        hide_parameters=True,
     )
 
     @event.listens_for(engine, "begin")

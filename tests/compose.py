@@ -66,10 +66,13 @@ class Service:
 
 def read_compose(path: Path, variables: Mapping[str, str], *, profile: str) -> dict[str, Service]:
     """The services of a profile. Raises VariableMissing for `${NAME:?message}`."""
-    content = _interpolated(yaml.safe_load(path.read_text()), variables)
+    services: dict[str, dict[str, Any]] = _interpolated(yaml.safe_load(path.read_text()), variables)[
+        "services"
+    ]
+    built = {each["image"]: each["build"]["target"] for each in services.values() if "build" in each}
     return {
-        name: _service(name, options)
-        for name, options in content["services"].items()
+        name: _service(name, options, built.get(options["image"]))
+        for name, options in services.items()
         if profile in options.get("profiles", [profile])
     }
 
@@ -106,13 +109,13 @@ def _interpolated(value: Any, variables: Mapping[str, str]) -> Any:
     return value
 
 
-def _service(name: str, options: dict[str, Any]) -> Service:
+def _service(name: str, options: dict[str, Any], target: str | None) -> Service:
     networks = options["networks"]
     more = [network or {} for network in networks.values()] if isinstance(networks, dict) else []
     return Service(
         name=name,
         image=options["image"],
-        target=options["build"]["target"] if "build" in options else None,
+        target=target,
         entrypoint=_words(options.get("entrypoint", [])),
         command=_words(options.get("command", [])),
         environment={key: str(value) for key, value in options.get("environment", {}).items()},

@@ -13,9 +13,12 @@ from fastapi import FastAPI
 from app.api import create_app
 from app.models_role import create_models_app
 from app.serve import prepare_data
-from app.services import Services, open_worker
+from app.services import Services, blobs_dir
 from app.settings import Settings, read_settings
+from ingest.pipeline import Pipeline
+from ingest.sandbox import ParserPool
 from ingest.worker import Worker
+from retrieval.blobs import BlobStore
 from serving.client import ModelsClient
 from tests.fakes import ScriptedEngine
 from tests.serving.hosting import MINILM, NO_MINILM, served, until_ready
@@ -64,15 +67,21 @@ async def models_url() -> AsyncIterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+async def parsers() -> AsyncIterator[ParserPool]:
+    """Parser processes take seconds to start, and keep nothing of a file."""
+    async with ParserPool(1) as pool:
+        yield pool
+
+
 @pytest.fixture
-async def api(models_url: str, tmp_path: Path) -> AsyncIterator[Api]:
+async def api(models_url: str, parsers: ParserPool, tmp_path: Path) -> AsyncIterator[Api]:
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(ScriptedEngine())
         settings = read_settings().with_options(
             storage={"data_dir": str(tmp_path / "data"), "max_upload_bytes": 200_000},
             models={"url": models_url, "embedding": str(MINILM)},
             engine={"url": engine.url},
-            ingest={"parsers": 1},
         )
         key = prepare_data(settings).read_text().strip()
         app = create_app(settings)
@@ -83,7 +92,7 @@ async def api(models_url: str, tmp_path: Path) -> AsyncIterator[Api]:
             headers={"Authorization": f"Bearer {key}"},
         )
         await stack.enter_async_context(http)
-        worker = await stack.enter_async_context(open_worker(settings))
-        yield Api(
-            http=http, settings=settings, services=app.state.services, engine=engine, worker=worker, app=app
-        )
+        services: Services = app.state.services
+        pipeline = Pipeline(services.database, BlobStore(blobs_dir(settings)), parsers, services.models)
+        worker = Worker(services.database, pipeline, concurrency=2, lease_s=15, isolated=parsers.isolated)
+        yield Api(http=http, settings=settings, services=services, engine=engine, worker=worker, app=app)

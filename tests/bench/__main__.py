@@ -46,7 +46,7 @@ def main() -> int:
     with _running_stack() as stack, _progress(console) as progress, stack.http() as client:
         run = Run(stack, Api(client), QUICK if options.quick else FULL, progress)
         figures = [figure for name in options.only for figure in _measure(name, run)]
-    report.show(console, figures)
+    report.show(console, described, figures)
     for path in report.write(OUTPUT, described, figures):
         console.print(f"wrote {path.relative_to(ROOT)}", highlight=False)
     return 1 if any(figure.is_ok is False for figure in figures) else 0

@@ -128,7 +128,7 @@ def wait_ingested(
             return counts
         if time.monotonic() > deadline:
             raise MeasureFailed(f"Ingestion did not end within {within_s:.0f} s: {counts}")
-        time.sleep(0.25)
+        time.sleep(0.5)
 
 
 def in_parallel(function: Callable[[Input], Output], inputs: Iterable[Input]) -> Iterator[Output]:

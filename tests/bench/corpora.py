@@ -73,7 +73,7 @@ def _read_grades(path: Path) -> dict[str, dict[str, int]]:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().split("\n") if line.strip()]
+    return [line for line in path.read_text("utf-8").split("\n") if line.strip()]
 
 
 def _spread(ids: Sequence[str], count: int) -> list[str]:

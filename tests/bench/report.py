@@ -15,7 +15,11 @@ COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e")
 WIDTH, HEIGHT, MARGIN = 640, 320, 48
 
 
-def show(console: Console, figures: Sequence[Figure]) -> None:
+def show(console: Console, machine: dict[str, Any], figures: Sequence[Figure]) -> None:
+    described = "{processor}, {cores} cores, {accelerator}, load {load_before} before the start".format(
+        **machine
+    )
+    console.print(described, highlight=False, markup=False)
     console.print(_figures_table(figures))
     console.print(_samples_table(figures))
     for figure in figures:
@@ -36,10 +40,9 @@ def write(folder: Path, machine: dict[str, Any], figures: Sequence[Figure]) -> l
 
 
 def plot(figure: Figure) -> str:
-    """SVG: for each series, the share of samples at or below a value. The axis ends at the largest p99."""
-    ends = [each.percentile(99) for each in figure.samples.values()]
-    starts = [min(each.values) for each in figure.samples.values()]
-    low, high = min(0.0, *starts), max(ends) or 1.0
+    """SVG: for each series, the share of samples at or below a value, between the outermost p1 and p99."""
+    low = min(0.0, *(each.percentile(1) for each in figure.samples.values()))
+    high = max(each.percentile(99) for each in figure.samples.values())
     unit = next(iter(figure.samples.values())).unit
     lines = [
         _curve(each, low, high, COLOURS[index % 3]) for index, each in enumerate(figure.samples.values())
@@ -97,7 +100,7 @@ def _curve(samples: Samples, low: float, high: float, colour: str) -> str:
     ordered = sorted(samples.values)
     points = []
     for rank, value in enumerate(ordered, 1):
-        if value <= high:
+        if low <= value <= high:
             x = MARGIN + (WIDTH - 2 * MARGIN) * (value - low) / (high - low)
             y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * rank / len(ordered)
             points.append(f"{x:.1f},{y:.1f}")

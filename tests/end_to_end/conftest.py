@@ -36,7 +36,7 @@ def handbook(tmp_path_factory: pytest.TempPathFactory) -> Path:
             ),
             (
                 "Lamp",
-                "The lamp of the Brennick lighthouse has a range of 23 nautical miles. The lamp turns every 12 seconds.",
+                "The lamp of the Brennick lighthouse has a range of 23 nautical miles. It turns every 12 seconds.",
             ),
             (
                 "Keeper",

@@ -75,6 +75,15 @@ def test_images_are_pinned(services: dict[str, Service]) -> None:
     assert read_compose(FILE, SECRETS, profile="gpu")["vllm"].image == "vllm/vllm-openai:v0.33.0"
 
 
+def test_each_image_of_ours_is_built_by_one_service_and_never_pulled(services: dict[str, Service]) -> None:
+    ours = [service for service in services.values() if service.target is not None]
+    builders = [service.image for service in ours if "build" in service.options]
+    assert set(builders) == {service.image for service in ours}
+    assert len(builders) == len(set(builders))
+    for service in ours:
+        assert ("build" in service.options) != (service.options.get("pull_policy") == "never")
+
+
 def test_the_only_published_port_is_the_apis_on_loopback(services: dict[str, Service]) -> None:
     published = {service.name: service.published for service in services.values() if service.published}
     assert published == {"api": ["127.0.0.1:8080:8080"]}

@@ -77,12 +77,14 @@ class Stack:
         self.pipeline = Pipeline(database, self.blobs, self.parser, self.embedder)
         self.collection = new_collection(database, scope)
 
-    def worker(self, *, concurrency: int = 2, clock: Callable[[], float] | None = None) -> Worker:
+    def worker(
+        self, *, concurrency: int = 2, lease_s: float = LEASE_S, clock: Callable[[], float] | None = None
+    ) -> Worker:
         return Worker(
             self.database,
             self.pipeline,
             concurrency=concurrency,
-            lease_s=LEASE_S,
+            lease_s=lease_s,
             isolated=True,
             clock=clock or self.clock,
         )

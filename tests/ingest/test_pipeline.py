@@ -207,7 +207,8 @@ async def test_what_is_deleted_while_its_chunks_are_committed_is_gone(stack: Sta
     writing = threading.Event()
 
     def pause(session: Session) -> None:
-        if any(isinstance(row, Chunk) for row in session.identity_map.values()):
+        rows = session.identity_map.values()
+        if any(isinstance(row, Document) and row.status is DocumentStatus.COMPLETED for row in rows):
             writing.set()
             time.sleep(0.1)
 
@@ -220,6 +221,20 @@ async def test_what_is_deleted_while_its_chunks_are_committed_is_gone(stack: Sta
         await asyncio.gather(stack.pipeline.run(job), asyncio.to_thread(delete))
     assert [stack.count(table) for table in (Document, Chunk, Job)] == [0, 0, 0]
     assert replayed(log_of(stack.database, stack.collection)) == set()
+
+
+async def test_a_delete_and_an_ingestion_do_not_wait_for_each_other_for_ever(stack: Stack) -> None:
+    """Both lock the collection and the job. Were their order not the same, PostgreSQL would end one of them."""
+    document = stack.add()
+    job = stack.claim()
+    with stack.database.write() as session:
+        session.get_one(Collection, stack.collection.id, with_for_update=True)
+        ingesting = asyncio.create_task(stack.pipeline.run(job))
+        await asyncio.sleep(0.2)
+        catalog.delete_document(session, stack.scope, stack.collection.id, document.file_id)
+    with pytest.raises(LeaseLost):
+        await ingesting
+    assert_nothing_is_searchable(stack)
 
 
 async def test_a_lease_that_was_lost_while_working_writes_nothing(stack: Stack) -> None:

@@ -21,7 +21,8 @@ async def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     async with ParserPool(1) as pool:
         for number, sample in enumerate(sorted(SAMPLES.iterdir())):
             if sample.name != "questions.json":
-                blob = shutil.copy(sample, folder / f"blob-{number}")
+                blob = folder / f"blob-{number}"
+                shutil.copy(sample, blob)
                 document = await pool.parse(blob, detect(blob, sample.name))
                 parsed[sample.name] = " ".join(document.text.split())
     return parsed

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ingest.worker import MAX_ATTEMPTS, Permanent, Retry, Wait, Worker, verdict
 from retrieval.catalog import delete_file
 from retrieval.database import Database
 from retrieval.scope import Scope
-from retrieval.tables import DocumentStatus, Job, JobState, WorkerBeat
+from retrieval.tables import Base, DocumentStatus, Job, JobState, WorkerBeat
 from serving.protocols import ModelUnavailable, Overloaded, TextRefused
 from tests.ingest.stack import LEASE_S, TEXT, Stack
 
@@ -39,28 +39,20 @@ async def running(worker: Worker) -> AsyncIterator[None]:
             await task
 
 
-async def until_done(stack: Stack, *, within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while stack.count(Job):
+async def until_count(stack: Stack, table: type[Base], wanted: int) -> None:
+    async with asyncio.timeout(10):
+        while stack.count(table) != wanted:  # noqa: ASYNC110 - SQL sends no events
             await asyncio.sleep(0.02)
 
 
-def poison(error: Exception, *, only: str | None = None) -> "Poison":
-    return Poison(error, only)
+def poison(error: Exception, *, only: str | None = None) -> Callable[[str], Awaitable[None]]:
+    """Fails the parsing of one text, or of all."""
 
+    async def fail(text: str) -> None:
+        if only in (None, text):
+            raise error
 
-class Poison:
-    """Fails the parsing of one text, or of all, and counts how often."""
-
-    def __init__(self, error: Exception, only: str | None) -> None:
-        self.error = error
-        self.only = only
-        self.times = 0
-
-    async def __call__(self, text: str) -> None:
-        if self.only in (None, text):
-            self.times += 1
-            raise self.error
+    return fail
 
 
 @pytest.mark.parametrize(
@@ -203,7 +195,7 @@ async def test_a_document_that_comes_while_all_is_quiet_is_ingested(stack: Stack
     async with running(stack.worker()):
         await asyncio.sleep(0.15)
         document = stack.add()
-        await until_done(stack)
+        await until_count(stack, Job, 0)
     assert stack.document(document).status is DocumentStatus.COMPLETED
 
 
@@ -218,26 +210,24 @@ async def test_a_stopped_worker_gives_its_jobs_back_and_signs_off(stack: Stack) 
     document = stack.add()
     async with running(stack.worker()):
         await asyncio.wait_for(reached.wait(), 10)
-        assert stack.count(WorkerBeat) == 1
+        await until_count(stack, WorkerBeat, 1)
     job = stack.job(document)
     assert job is not None
     assert (job.state, job.lease, job.due_at, job.attempt) == (JobState.QUEUED, None, stack.clock.now, 0)
     assert stack.count(WorkerBeat) == 0
 
 
-async def test_a_living_worker_keeps_its_jobs_beyond_the_lease(
-    stack: Stack, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_living_worker_keeps_its_jobs_beyond_the_lease(stack: Stack) -> None:
     """Two workers in real time, a lease of 0.6 s, and a file that takes 1.5 s: it is parsed once."""
-    monkeypatch.setattr("tests.ingest.stack.LEASE_S", 0.6)
 
     async def take_long(_: str) -> None:
         await asyncio.sleep(1.5)
 
     stack.parser.meanwhile = take_long
     document = stack.add()
-    async with running(stack.worker(clock=time.time)), running(stack.worker(clock=time.time)):
-        await until_done(stack)
+    one, two = (stack.worker(lease_s=0.6, clock=time.time) for _ in range(2))
+    async with running(one), running(two):
+        await until_count(stack, Job, 0)
     assert stack.document(document).status is DocumentStatus.COMPLETED
     assert len(stack.parser.calls) == 1
 

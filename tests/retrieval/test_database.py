@@ -143,3 +143,13 @@ def test_many_threads_may_read_at_once(database: Database) -> None:
 
     with ThreadPoolExecutor(16) as threads:
         assert [each.result() for each in [threads.submit(read) for _ in range(16)]] == [[]] * 16
+
+
+def test_an_error_does_not_quote_what_was_written(database: Database) -> None:
+    """It may go to a log, and the values may be a document's text."""
+    with database.write() as session:
+        session.add(tenant("north"))
+    again = Tenant(id="the words of a document", name="north", created_at=1.0)
+    with pytest.raises(IntegrityError) as failure, database.write() as session:
+        session.add(again)
+    assert "the words of a document" not in str(failure.value)

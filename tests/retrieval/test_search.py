@@ -319,7 +319,7 @@ async def test_two_searchers_that_share_nothing_but_sql_agree(
     assert await both() == ((), ())
 
 
-async def test_a_log_that_was_lost_is_not_needed_to_leave_a_deleted_collection(
+async def test_a_deleted_collection_is_gone_from_search_together_with_its_log(
     database: Database, scope: Scope, searcher: Searcher
 ) -> None:
     collection = new_collection(database, scope)
