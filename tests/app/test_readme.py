@@ -1,5 +1,6 @@
 """README's tree is the tree."""
 
+import ast
 import re
 import subprocess
 from pathlib import Path
@@ -8,9 +9,9 @@ ROOT = Path(__file__).parents[2]
 LISTED = ("app", "ingest", "retrieval", "serving")
 
 
-def test_the_readmes_tree_names_each_module_once_and_nothing_else() -> None:
+def test_the_readmes_tree_is_each_module_with_the_first_line_of_its_docstring() -> None:
     tree = (ROOT / "README.md").read_text().split("## The tree")[1].split("\n## ")[0]
-    named = re.findall(r"^- `([^`]+)`", tree, re.MULTILINE)
+    told = dict(re.findall(r"^- `([^`]+)` (.+)$", tree, re.MULTILINE))
     tracked = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", *LISTED],
         cwd=ROOT,
@@ -23,7 +24,11 @@ def test_the_readmes_tree_names_each_module_once_and_nothing_else() -> None:
         for path in tracked
         if path.endswith(".py") and not path.endswith("__init__.py") and "/versions/" not in path
     ]
-    assert sorted(named) == sorted(modules)
+    assert told == {path: first_line(ROOT / path) for path in modules}
+
+
+def first_line(path: Path) -> str:
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
 
 
 def test_each_package_has_a_readme_that_names_its_modules() -> None:
