@@ -14,7 +14,7 @@ NOTHING_FOUND = "The documents do not say. Nothing in them bears on this questio
 
 
 def with_passages(messages: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> list[dict[str, Any]]:
-    """The person's messages with ours around them: their system prompt is kept, their last message gets the passages."""
+    """The person's messages with ours around them: their system prompt is kept, their last one gets the passages."""
     last = max(index for index, message in enumerate(messages) if message.get("role") == "user")
     built = [dict(message) for message in messages]
     built[last]["content"] = _prepend(built[last].get("content"), passages_text(passages))

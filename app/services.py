@@ -6,6 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from sqlalchemy import select
+
 from app.auth import KeyRing, server_secret
 from app.chat import Chat
 from app.links import LinkSigner
@@ -18,6 +20,7 @@ from ingest.worker import Worker
 from retrieval.blobs import BlobStore
 from retrieval.database import Database, open_database
 from retrieval.search import Searcher
+from retrieval.tables import Blob
 from retrieval.views import IndexViews
 from serving.client import ModelsClient
 from serving.gateway import Gateway, Replica
@@ -98,12 +101,16 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
         models = await stack.enter_async_context(
             ModelsClient(settings.models.url, token=settings.models.token)
         )
+        blobs = BlobStore(blobs_dir(settings))
+        with database.read() as session:
+            known = frozenset(session.scalars(select(Blob.id)))
+        blobs.sweep(known, older_than_s=DAY_S)
         limits = ParserLimits(
             timeout_s=settings.ingest.parse_timeout_s,
             memory_bytes=settings.ingest.parse_memory_mib * 1024 * 1024,
         )
         parsers = await stack.enter_async_context(ParserPool(settings.ingest.parsers, limits))
-        pipeline = Pipeline(database, BlobStore(blobs_dir(settings)), parsers, models)
+        pipeline = Pipeline(database, blobs, parsers, models)
         yield Worker(
             database,
             pipeline,

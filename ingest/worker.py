@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sqlalchemy import delete
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from ingest import jobs
 from ingest.elements import ParseFailed
@@ -190,8 +190,9 @@ class Worker:
         while True:
             try:
                 await asyncio.to_thread(self._write_beat)
-            except OperationalError:
-                log.warning("database_unavailable")
+            except SQLAlchemyError as error:
+                # Whatever the database says, the next beat may get through; without beats our leases end.
+                log.warning("beat_failed", exc_info=error)
             await asyncio.sleep(min(BEAT_S, self._lease_s / 3))
 
     def _write_beat(self) -> None:

@@ -3,7 +3,9 @@
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,10 +55,22 @@ class BlobStore:
     def path(self, blob_id: str) -> Path:
         return self._folder / blob_id[-2:] / blob_id
 
-    def ids(self) -> Iterator[str]:
+    def ids(self, *, older_than_s: float = 0) -> Iterator[str]:
         """Every blob on disk, whether a table knows it or not."""
-        for path in self._folder.glob("??/*"):
+        for path in _older(self._folder.glob("??/*"), older_than_s):
             yield path.name
+
+    def sweep(self, known: Set[str], *, older_than_s: float) -> int:
+        """Removes what crashes left: uploads that were cut, and blobs that no table knows. Returns how many."""
+        cut = _older(self._incoming.iterdir(), older_than_s)
+        orphans = (
+            self.path(blob_id) for blob_id in self.ids(older_than_s=older_than_s) if blob_id not in known
+        )
+        count = 0
+        for path in [*cut, *orphans]:
+            path.unlink(missing_ok=True)
+            count += 1
+        return count
 
 
 class Receiver:
@@ -89,6 +103,14 @@ class Receiver:
         self._file.flush()
         os.fsync(self._file.fileno())
         return ReceivedBlob(path=self._path, sha256=self._hash.hexdigest(), size_bytes=self._size_bytes)
+
+
+def _older(paths: Iterable[Path], seconds: float) -> Iterator[Path]:
+    for path in paths:
+        # Another process may have removed it meanwhile.
+        with suppress(FileNotFoundError):
+            if time.time() - path.stat().st_mtime >= seconds:
+                yield path
 
 
 def _sync_folder(folder: Path) -> None:

@@ -416,5 +416,9 @@ def _page(
     if page.before is not None:
         place = place_of(page.before)
         query = query.where(key < place if ascending else key > place)
-    keys = (created_at, row_id) if ascending else (created_at.desc(), row_id.desc())
-    return list(session.scalars(query.order_by(*keys).limit(page.limit)))
+    # Alone, `before` asks for the rows that stand right before the cursor, not for the first of the list.
+    backward = page.before is not None and page.after is None
+    rising = ascending != backward
+    keys = (created_at, row_id) if rising else (created_at.desc(), row_id.desc())
+    rows = list(session.scalars(query.order_by(*keys).limit(page.limit)))
+    return rows[::-1] if backward else rows

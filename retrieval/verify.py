@@ -10,25 +10,47 @@ from sqlalchemy.orm import Session
 from retrieval.blobs import BlobStore
 from retrieval.database import Database
 from retrieval.tables import Blob, Chunk, ChunkLog, Collection, LogOp
-from retrieval.views import IndexViews
+from retrieval.views import CollectionView, IndexViews
 
 WINDOW = 2_000
+UPLOAD_S = 3600
+"""Bytes younger than this may be of an upload whose rows are not committed yet."""
 
 
 def differences(database: Database, blobs: BlobStore, views: IndexViews) -> Iterator[str]:
     """A sentence for each difference; none when all is well. Ids only, so that it may be logged."""
     with database.read() as session:
-        for collection in session.scalars(select(Collection).order_by(Collection.id)):
-            yield from _index_differences(session, views, collection)
+        collection_ids = session.scalars(select(Collection.id).order_by(Collection.id)).all()
+    for collection_id in collection_ids:
+        yield from _index_differences(database, views, collection_id)
+    with database.read() as session:
         stored = {blob.id: blob for blob in session.scalars(select(Blob))}
     yield from _blob_differences(stored, blobs)
 
 
-def _index_differences(session: Session, views: IndexViews, collection: Collection) -> Iterator[str]:
+def _index_differences(database: Database, views: IndexViews, collection_id: str) -> Iterator[str]:
+    """Compares at one point of the log; when searches follow it further meanwhile, the comparison starts again."""
+    while True:
+        with database.read() as session:
+            collection = session.get(Collection, collection_id)
+            if collection is None:
+                return
+            view = views.follow(session, collection)
+            if view is None:
+                yield from _chunk_differences(session, collection, None)
+                return
+            with view.following:
+                if view.seq == collection.head:
+                    yield from _chunk_differences(session, collection, view)
+                    return
+
+
+def _chunk_differences(
+    session: Session, collection: Collection, view: CollectionView | None
+) -> Iterator[str]:
     alive = set(session.scalars(select(Chunk.id).where(Chunk.collection_id == collection.id)))
     if alive != _replayed(session, collection):
         yield f"{collection.id}: the chunk log does not lead to the chunks that are stored."
-    view = views.follow(session, collection)
     if view is None:
         if alive:
             yield f"{collection.id}: no index, but {len(alive)} chunks are stored."
@@ -59,9 +81,10 @@ def _replayed(session: Session, collection: Collection) -> set[int]:
 
 def _blob_differences(stored: dict[str, Blob], blobs: BlobStore) -> Iterator[str]:
     on_disk = set(blobs.ids())
+    settled = set(blobs.ids(older_than_s=UPLOAD_S))
     for blob_id in sorted(stored.keys() - on_disk):
         yield f"{blob_id}: the file's bytes are missing."
-    for blob_id in sorted(on_disk - stored.keys()):
+    for blob_id in sorted(settled - stored.keys()):
         yield f"{blob_id}: bytes on disk that belong to no file."
     for blob_id in sorted(stored.keys() & on_disk):
         with blobs.path(blob_id).open("rb") as content:

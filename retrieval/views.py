@@ -3,10 +3,9 @@
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from retrieval.keyword_index import TantivyKeywordIndex
@@ -73,8 +72,7 @@ class IndexViews:
 def build_view(session: Session, collection: Collection) -> CollectionView | None:
     """Reads all chunks of a collection. None when there are none yet, so that the dimensions are unknown."""
     view: CollectionView | None = None
-    query = select(Chunk).where(Chunk.collection_id == collection.id)
-    for chunks in _windows(session, query):
+    for chunks in _windows(session, Chunk.collection_id == collection.id):
         if view is None:
             view = CollectionView(
                 vectors=FaissVectorIndex(dimensions=len(chunks[0].embedding)), keywords=TantivyKeywordIndex()
@@ -98,21 +96,22 @@ def _apply_log(session: Session, collection: Collection, view: CollectionView) -
     ).all()
     removed = [chunk_id for op, chunk_id in log if op is LogOp.REMOVE]
     added = [chunk_id for op, chunk_id in log if op is LogOp.ADD]
-    view.vectors.apply(added=(), removed=removed)
-    view.keywords.apply(added=(), removed=removed)
     # An id is added once and never again, so what was added and removed since is simply not found here.
-    for start in range(0, len(added), WINDOW):
-        window = added[start : start + WINDOW]
-        for chunks in _windows(session, select(Chunk).where(Chunk.id.in_(window))):
-            view.vectors.apply(added=chunks, removed=())
-            view.keywords.apply(added=chunks, removed=())
+    for start in range(0, max(len(added), 1), WINDOW):
+        window = _windows(session, Chunk.id.in_(added[start : start + WINDOW]))
+        chunks = [chunk for part in window for chunk in part]
+        view.vectors.apply(added=chunks, removed=removed)
+        view.keywords.apply(added=chunks, removed=removed)
+        removed = []
     view.seq = collection.head
 
 
-def _windows(session: Session, query: Select[Any]) -> Iterator[Sequence[IndexedChunk]]:
-    columns = query.with_only_columns(
-        Chunk.id, Chunk.document_id, Chunk.headings, Chunk.text, Chunk.embedding
-    ).order_by(Chunk.id)
+def _windows(session: Session, wanted: ColumnElement[bool]) -> Iterator[Sequence[IndexedChunk]]:
+    columns = (
+        select(Chunk.id, Chunk.document_id, Chunk.headings, Chunk.text, Chunk.embedding)
+        .where(wanted)
+        .order_by(Chunk.id)
+    )
     for rows in session.execute(columns, execution_options={"yield_per": WINDOW}).partitions():
         yield [
             IndexedChunk(

@@ -88,3 +88,17 @@ def test_a_store_that_is_opened_again_has_what_was_kept(blobs: BlobStore, folder
         receiver.write(b"text")
         blobs.keep(receiver.finish(), "blob-4d")
     assert list(BlobStore(folder).ids()) == ["blob-4d"]
+
+
+def test_a_sweep_removes_what_crashes_left_and_nothing_young_or_known(tmp_path: Path) -> None:
+    blobs = BlobStore(tmp_path)
+    for blob_id in ("blob-known", "blob-orphan"):
+        with blobs.receive(limit_bytes=100) as receiver:
+            receiver.write(b"bytes")
+            blobs.keep(receiver.finish(), blob_id)
+    cut = tmp_path / "incoming" / "cut"
+    cut.write_bytes(b"half")
+    assert blobs.sweep({"blob-known"}, older_than_s=60) == 0
+    assert blobs.sweep({"blob-known"}, older_than_s=0) == 2
+    assert list(blobs.ids()) == ["blob-known"]
+    assert not cut.exists()

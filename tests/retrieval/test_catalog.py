@@ -170,6 +170,7 @@ def test_before_and_after_bound_a_page_on_both_sides(database: Database, scope: 
     page = PageRequest(order=Order.ASC, after=made[0], before=made[4])
     assert file_ids(database, scope, page) == made[1:4]
     assert file_ids(database, scope, PageRequest(before=made[4])) == [made[5]]
+    assert file_ids(database, scope, PageRequest(before=made[1], limit=2)) == [made[3], made[2]]
 
 
 def test_a_cursor_that_was_deleted_is_refused(database: Database, scope: Scope) -> None:
