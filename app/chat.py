@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,7 +127,7 @@ class Chat:
                 grounded = grounded or bool(writer.citations)
         return {**completion, "grounded": grounded}
 
-    async def stream(self, request: GroundedRequest) -> AsyncIterator[bytes]:
+    async def stream(self, request: GroundedRequest) -> AsyncGenerator[bytes]:
         """Server-sent events. The first is only given once the engine has accepted the request.
 
         Raises EngineUnavailable or EngineRefused before the first event; later losses end the stream with an

@@ -15,7 +15,7 @@ import orjson
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from sqlalchemy import select
 
 from app.api import create_app
@@ -25,7 +25,6 @@ from app.logs import start_logs
 from app.migrate import SchemaMismatch, check_schema
 from app.remote import Json, Remote, RemoteRefused, RemoteUnreachable
 from app.serve import StartRefused, prepare_data, serve
-from app.serve_log import ServeLog
 from app.services import blobs_dir, keys_dir, open_worker
 from app.settings import Settings, SettingsInvalid, read_settings
 from ingest.media_types import SUPPORTED_EXTENSIONS
@@ -103,11 +102,7 @@ def serve_command(
     settings = read_settings().with_options(
         server={"host": host, "port": port}, storage={"data_dir": str(data_dir) if data_dir else None}
     )
-    log = ServeLog(settings.storage.data_dir / "logs")
-    try:
-        asyncio.run(serve(settings, log, on_ready=partial(_welcome, samples=samples)))
-    finally:
-        log.close()
+    asyncio.run(serve(settings, partial(_welcome, samples=samples)))
 
 
 @cli.command()
@@ -179,7 +174,7 @@ def verify(url: Url = "", key_file: KeyFile = None, data_dir: DataDir = None) ->
     """Prove that indexes, tables and blobs agree: those of the running server, or of the data folder at rest."""
     settings = _with_data_dir(data_dir)
     try:
-        where = settings.public_url
+        where = url or settings.public_url
         found = _with_remote(url, key_file, data_dir, lambda remote: remote.verify())
     except RemoteUnreachable:
         where = str(settings.storage.data_dir)
@@ -223,7 +218,8 @@ def list_keys(data_dir: DataDir = None) -> None:
                 for key, tenant in found
             ]
 
-    table = Table("id", "tenant", "name", "role", "state")
+    # An id that is cut at a narrow terminal's edge could not be revoked.
+    table = Table(Column("id", no_wrap=True, min_width=28), "tenant", "name", "role", "state")
     for row in _with_database(_with_data_dir(data_dir), rows):
         table.add_row(*row)
     console.print(table)

@@ -31,10 +31,11 @@ class StartRefused(Exception):
     """Something that a start needs is not there; the message names the setting to change."""
 
 
-async def serve(settings: Settings, log: ServeLog, on_ready: OnReady) -> None:
+async def serve(settings: Settings, on_ready: OnReady) -> None:
     """Runs until SIGTERM or SIGINT. Raises StartRefused or SchemaMismatch before anything is started."""
     check_start(settings)
     key_file = prepare_data(settings)
+    log = ServeLog(settings.storage.data_dir / "logs")
     own = with_own_addresses(settings)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -48,6 +49,7 @@ async def serve(settings: Settings, log: ServeLog, on_ready: OnReady) -> None:
     finally:
         announcing.cancel()
         await asyncio.gather(announcing, return_exceptions=True)
+        log.close()
 
 
 def check_start(settings: Settings) -> None:

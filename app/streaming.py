@@ -1,7 +1,8 @@
 """Replies that end when their client leaves, streamed or not: whatever was computed for it is cancelled."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from fastapi import Request, Response
@@ -17,7 +18,7 @@ class Departed(Exception):
 class StreamedReply(Response):
     """Sends chunks as they come. Starlette's own notices a departure only when it sends the next chunk."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], *, status: int = 200, media_type: str) -> None:
+    def __init__(self, chunks: AsyncGenerator[bytes], *, status: int = 200, media_type: str) -> None:
         super().__init__(status_code=status, media_type=media_type, headers={"Cache-Control": "no-store"})
         del self.headers["content-length"]
         self._chunks = chunks
@@ -31,8 +32,10 @@ class StreamedReply(Response):
     async def _send(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         await send(start)
-        async for chunk in self._chunks:
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        # Closed here and now, and not when it is collected: on its end rests that of the engine's work.
+        async with aclosing(self._chunks) as chunks:
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
@@ -41,14 +44,15 @@ async def unless_departed(request: Request, work: Coroutine[Any, Any, Result]) -
     return await _unless_departed(request.receive, work)
 
 
-async def with_first(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def with_first(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """Waits for the first chunk, so that an error before it can still become an error reply."""
     first = await anext(chunks)
 
-    async def all_of_them() -> AsyncIterator[bytes]:
-        yield first
-        async for chunk in chunks:
-            yield chunk
+    async def all_of_them() -> AsyncGenerator[bytes]:
+        async with aclosing(chunks):
+            yield first
+            async for chunk in chunks:
+                yield chunk
 
     return all_of_them()
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from app.serve_log import ServeLog
@@ -71,20 +71,24 @@ class Supervisor:
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
     async def _run_once(self, role: RoleProcess) -> int:
-        # A group of its own: what the role starts (vLLM's engine core, parsers) is ended with it.
-        process = await asyncio.create_subprocess_exec(
-            *role.command,
-            env=dict(role.environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            limit=LONGEST_LINE,
-        )
+        # A pipe of our own, for asyncio's would make `wait` wait until the role's children have closed it too: vLLM's
+        # engine core outlives a killed server. And a group of its own, so that such children are ended with it.
+        reading, writing = os.pipe()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *role.command,
+                env=dict(role.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=writing,
+                stderr=writing,
+                start_new_session=True,
+            )
+        finally:
+            os.close(writing)
         self._running[role.name] = process
         self._tell_reaper("+", process.pid)
         self._log.say("role_started", name=role.name, pid=process.pid)
-        copying = asyncio.create_task(self._copy_lines(role, process))
+        copying = asyncio.create_task(self._copy_lines(role, reading))
         try:
             code = await process.wait()
             _kill_group(process.pid)
@@ -96,16 +100,20 @@ class Supervisor:
             self._running.pop(role.name, None)
             self._tell_reaper("-", process.pid)
 
-    async def _copy_lines(self, role: RoleProcess, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None
-        while True:
-            try:
-                line = await process.stdout.readline()
-            except ValueError:
-                continue  # beyond the limit: the reader has dropped it
-            if not line:
-                return
-            self._log.write(role.name, line.decode("utf-8", "replace").rstrip())
+    async def _copy_lines(self, role: RoleProcess, descriptor: int) -> None:
+        reader = asyncio.StreamReader(limit=LONGEST_LINE)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(descriptor, "rb", buffering=0)
+        )
+        with closing(transport):
+            while True:
+                try:
+                    line = await reader.readline()
+                except ValueError:
+                    continue  # beyond the limit: the reader has dropped it
+                if not line:
+                    return
+                self._log.write(role.name, line.decode("utf-8", "replace").rstrip())
 
     async def _stop(self, keepers: Sequence[asyncio.Task[None]]) -> None:
         processes = list(self._running.values())

@@ -33,6 +33,7 @@ class Stack:
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder.with_suffix(".log")
         self._settings = dict(settings or {})
+        self._client: OpenAI | None = None
 
     def start(self, *, roles: tuple[str, ...] = ("database", "models", "engine", "worker")) -> None:
         """Returns once the named roles are ready."""
@@ -79,8 +80,12 @@ class Stack:
     def key(self) -> str:
         return (self.folder / "keys" / "admin.key").read_text().strip()
 
-    def client(self, key: str | None = None) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=key or self.key, max_retries=0, timeout=180)
+    def client(self) -> OpenAI:
+        """One for the stack's life: it keeps connections open until `stop`."""
+        if self._client is None:
+            url = f"{self.url}/v1"
+            self._client = OpenAI(base_url=url, api_key=self.key, max_retries=0, timeout=180)
+        return self._client
 
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
@@ -103,6 +108,9 @@ class Stack:
 
     def stop(self) -> float:
         """Ends it as an operator would. Returns the seconds that it took."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
         started = time.monotonic()
         self.process.terminate()
         self.process.wait(timeout=30)

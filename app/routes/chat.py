@@ -1,6 +1,6 @@
 """/v1/chat/completions and /v1/completions: answers from documents, or the engine's own, untouched."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -227,7 +227,7 @@ async def _pass_through(
         )
 
 
-async def _relay(reply: Reply, stack: AsyncExitStack) -> AsyncIterator[bytes]:
+async def _relay(reply: Reply, stack: AsyncExitStack) -> AsyncGenerator[bytes]:
     async with stack:
         async for chunk in reply.chunks():
             yield chunk
