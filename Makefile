@@ -21,9 +21,9 @@ run: setup
 test: setup dev test-packages lint
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
 
-# Without the engine and what needs it.
+# Without the engine and whole role processes.
 test-fast: dev $(MODELS)/.prepared
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not engine"
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not engine and not processes"
 
 lint: dev
 	$(BIN)/ruff format --check .

@@ -105,7 +105,10 @@ class Chat:
         if passages:
             body = {**body, "messages": with_passages(body["messages"], passages)}
         return GroundedRequest(
-            body={**body, "model": model}, model=model, passages=tuple(passages), scope=scope
+            body={**self._defaults(body), **body, "model": model},
+            model=model,
+            passages=tuple(passages),
+            scope=scope,
         )
 
     async def complete(self, request: GroundedRequest) -> Json:
@@ -196,6 +199,13 @@ class Chat:
                 limit=min(grounding.max_num_results or self._settings.passages, self._settings.passages),
                 token_budget=self._settings.passage_tokens,
             )
+
+    def _defaults(self, body: Json) -> Json:
+        """What an answer from documents should be when the request leaves it open: exact, and of some end."""
+        defaults: Json = {"temperature": self._settings.temperature}
+        if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+            defaults["max_completion_tokens"] = self._settings.answer_tokens
+        return defaults
 
     def _annotations(self, request: GroundedRequest, citations: Sequence[Citation]) -> list[Json]:
         return [self._annotation(request, citation) for citation in citations]

@@ -53,7 +53,7 @@ def _readable(event: dict[str, Any]) -> str:
 
 
 def _is_error(line: str) -> bool:
-    return any(mark in line for mark in (" ERROR ", " CRITICAL ", "Traceback", "Error:"))
+    return any(mark in line for mark in (" ERROR ", " CRITICAL ", "Traceback"))
 
 
 def _now() -> str:

@@ -106,6 +106,12 @@ class SearchSettings(Section):
 class ChatSettings(Section):
     passages: int = Field(3, ge=1, le=50, description="Most passages that an answer is written from.")
     passage_tokens: int = Field(700, ge=64, description="Most tokens that all passages take together.")
+    temperature: float = Field(
+        0.0, ge=0, le=2, description="Temperature of an answer when a request names none."
+    )
+    answer_tokens: int = Field(
+        400, ge=1, description="Longest answer, in tokens, when a request sets no limit."
+    )
     min_similarity: float = Field(
         0.3, ge=-1, le=1, description="Cosine below which no passage bears on a question."
     )

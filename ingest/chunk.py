@@ -183,7 +183,8 @@ class _Splitter:
         self._positions = count_tokens.positions(document.text)
         self._room = max_tokens - count_tokens.special_tokens
         self._overlap_tokens = min(overlap_tokens, max_tokens // 2)
-        headings = sorted({heading for element in document.elements for heading in element.headings})
+        titles = {document.title} if document.title else set()
+        headings = sorted(titles.union(*(element.headings for element in document.elements)))
         own_counts = count_tokens.counts(headings) if headings else []
         # One more each for the sign between two headings, or the line end after the last.
         self._heading_tokens = {
@@ -256,7 +257,9 @@ class _Splitter:
 
     def _pack_section(self, blocks: Sequence[_Block], path: tuple[str, ...]) -> None:
         """Packs one section into chunks of about equal size, each beginning in the one before."""
-        path = self._fitting_path(path)
+        # A text without headings says what it is about in its title, which its first chunk begins with.
+        title = (self._document.title,) if self._document.title and not path else ()
+        path = self._fitting_path(path or title)
         room = self._room - self._path_tokens(path)
         units = [unit for block in blocks for unit in self._units(block, room)]
         taken, start = 0, units[0].start
@@ -269,7 +272,8 @@ class _Splitter:
                 if self._tokens(units[first].start, units[taken - 1].end) + added / 2 > share:
                     break
                 taken += 1
-            self._pieces.append(_Piece(start, units[taken - 1].end, path))
+            opens = not self._pieces and bool(title)
+            self._pieces.append(_Piece(start, units[taken - 1].end, () if opens else path))
             if taken < len(units):
                 start = self._overlap_start(units[first:taken], units[taken], room)
 

@@ -21,8 +21,10 @@ from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File
 from retrieval.views import IndexViews
 from serving.protocols import Embedder, Lane, Reranker
 
-DEPTH = 100
-"""How deep both rankings go before they are fused."""
+DEPTH = 400
+"""How many chunks both rankings go deep before they are fused. Scores are scaled by the least of them, and a long
+document has several, so a shallow ranking scales away what only one of the two has found.
+"""
 RERANK_DEPTH = 30
 """How many candidates the reranker reads: beyond it a small cross-encoder does more harm than good."""
 

@@ -20,8 +20,9 @@ from retrieval.tables import File
 
 router = APIRouter(prefix="/citations", include_in_schema=False)
 
-SURROUNDINGS = 1_500
-"""Characters that are shown before and after a quote."""
+BEFORE = 400
+"""Characters that are shown before a quote: few enough for the quote to be in view when the page opens."""
+AFTER = 1_500
 
 _templates = Environment(
     loader=FileSystemLoader(Path(__file__).parents[1] / "pages"), autoescape=select_autoescape()
@@ -31,7 +32,8 @@ _templates = Environment(
 @router.get("/{token}")
 def show(token: str, services: UseServices) -> HTMLResponse:
     place, file, text = _open(services, token)
-    start = max(place.start_char - SURROUNDINGS, 0)
+    start = max(place.start_char - BEFORE, 0)
+    before = text[: place.start_char - start]
     nonce = secrets.token_urlsafe(16)
     page = _templates.get_template("citation.html").render(
         nonce=nonce,
@@ -41,7 +43,7 @@ def show(token: str, services: UseServices) -> HTMLResponse:
         start_char=place.start_char,
         end_char=place.end_char,
         source=f"{token}/source" + (f"#page={place.page}" if place.page else ""),
-        before=("…" if start else "") + text[: place.start_char - start],
+        before="…" + before.partition(" ")[2] if start else before,
         quote=text[place.start_char - start : place.end_char - start],
         after=text[place.end_char - start :],
     )
@@ -72,8 +74,8 @@ def _open(services: Services, token: str) -> tuple[CitedPlace, File, str]:
                 session,
                 scope,
                 document.id,
-                max(place.start_char - SURROUNDINGS, 0),
-                place.end_char + SURROUNDINGS,
+                max(place.start_char - BEFORE, 0),
+                place.end_char + AFTER,
             )
     except (KeyInvalid, NotFound) as error:
         raise LinkInvalid from error

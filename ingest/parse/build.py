@@ -58,8 +58,8 @@ class DocumentBuilder:
         """What follows stands below no heading: another sheet or slide."""
         self._path.clear()
 
-    def build(self, *, page_count: int | None = None) -> ParsedDocument:
-        """Raises ParseFailed (empty) when no block had any text."""
+    def build(self, *, page_count: int | None = None, title: str | None = None) -> ParsedDocument:
+        """`title` is for a document without headings. Raises ParseFailed (empty) when no block had any text."""
         has_body = bool(self._elements)
         self._path.clear()
         for kind, lines in self._furniture:
@@ -67,7 +67,7 @@ class DocumentBuilder:
             self._append(kind if has_body else ElementKind.TEXT, lines)
         if not self._elements:
             raise ParseFailed(ParseFailure.EMPTY, "There is no text in this file.")
-        return ParsedDocument("".join(self._pieces), tuple(self._elements), page_count, self._title)
+        return ParsedDocument("".join(self._pieces), tuple(self._elements), page_count, self._title or title)
 
     def _append(self, kind: ElementKind, lines: Sequence[Line]) -> None:
         keeps_indent = kind in {ElementKind.CODE, ElementKind.TEXT}

@@ -11,12 +11,18 @@ from ingest.media_types import encoding_of
 from ingest.parse.build import DocumentBuilder, paragraphs, text_lines
 
 
+MAX_TITLE_CHARS = 200
+
+
 def parse_plain(path: Path) -> ParsedDocument:
-    """Blank lines part blocks. Raises ParseFailed (empty)."""
+    """Blank lines part blocks; a first block of one short line is the title. Raises ParseFailed (empty)."""
     builder = DocumentBuilder()
-    for block in paragraphs(read_text(path)):
+    blocks = list(paragraphs(read_text(path)))
+    for block in blocks:
         builder.add(ElementKind.TEXT, text_lines(block))
-    return builder.build()
+    first = blocks[0].strip() if len(blocks) > 1 else ""
+    is_title = 0 < len(first) <= MAX_TITLE_CHARS and "\n" not in first
+    return builder.build(title=" ".join(first.split()) if is_title else None)
 
 
 def read_text(path: Path) -> str:

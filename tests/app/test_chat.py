@@ -53,6 +53,7 @@ async def test_the_engine_is_asked_with_the_passages_and_everything_the_client_s
     assert {name: sent[name] for name in unchanged} == unchanged
     assert sent["tools"] == [tool]
     assert sent["messages"][0]["content"].startswith("Speak like a sailor.")
+    assert "max_tokens" not in sent
     assert HARBOUR in sent["messages"][1]["content"]
     assert sent["messages"][1]["content"].endswith("Who is the harbour master?")
 
@@ -96,6 +97,19 @@ async def test_a_stream_is_cited_on_its_last_content_delta_and_keeps_its_usage(
         True
     ]
     assert "vector_store_ids" not in api.engine.requests[0]
+
+
+async def test_what_a_request_leaves_open_is_set_for_an_exact_answer_of_some_end(
+    api: Api, store_id: str
+) -> None:
+    await api.chat("Who is the harbour master?", model=f"rag/{store_id}")
+    await api.chat("Who is the harbour master?", model=f"rag/{store_id}", temperature=0.7, max_tokens=9)
+    await api.chat("Who is the harbour master?", model="scripted")
+    left_open, set_by_client, plain = api.engine.requests
+    assert (left_open["temperature"], left_open["max_completion_tokens"]) == (0.0, 400)
+    assert (set_by_client["temperature"], set_by_client["max_tokens"]) == (0.7, 9)
+    assert "max_completion_tokens" not in set_by_client
+    assert "temperature" not in plain
 
 
 async def test_several_choices_are_cited_each_on_its_own(api: Api, store_id: str) -> None:

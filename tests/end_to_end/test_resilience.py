@@ -70,6 +70,7 @@ def small_stack(tmp_path: Path) -> Stack:
     return Stack(tmp_path / "data", NO_ENGINE)
 
 
+@pytest.mark.processes
 def test_a_killed_supervisor_leaves_no_process_and_the_next_start_has_everything(
     small_stack: Stack, tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_start_has_everything
     assert small_stack.process.returncode == 0
 
 
+@pytest.mark.processes
 def test_secrets_are_the_owners_inner_ports_want_a_token_and_sigterm_ends_all_in_time(
     small_stack: Stack,
 ) -> None:
@@ -140,6 +142,7 @@ def start_in_vain(tmp_path: Path, *options: str, **settings: str) -> str:
     return lines[0]
 
 
+@pytest.mark.processes
 def test_a_start_that_cannot_work_is_refused_in_one_line_that_names_the_setting(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "server.port" in start_in_vain(tmp_path, "--port", str(taken.getsockname()[1]))
@@ -156,6 +159,7 @@ def test_a_start_that_cannot_work_is_refused_in_one_line_that_names_the_setting(
     assert "storage.data_dir" in start_in_vain(tmp_path)
 
 
+@pytest.mark.processes
 def test_a_database_from_a_newer_version_is_refused(small_stack: Stack) -> None:
     from sqlalchemy import text
 
