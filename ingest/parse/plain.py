@@ -10,7 +10,6 @@ from ingest.elements import ElementKind, ParsedDocument
 from ingest.media_types import encoding_of
 from ingest.parse.build import DocumentBuilder, paragraphs, text_lines
 
-
 MAX_TITLE_CHARS = 200
 
 
