@@ -79,6 +79,11 @@ class PageRequest:
     after: str | None = None
     before: str | None = None
 
+    @property
+    def backward(self) -> bool:
+        """Alone, `before` asks for the rows that stand right before the cursor, not for the first of the list."""
+        return self.before is not None and self.after is None
+
 
 @dataclass(frozen=True)
 class NewFile:
@@ -416,9 +421,7 @@ def _page(
     if page.before is not None:
         place = place_of(page.before)
         query = query.where(key < place if ascending else key > place)
-    # Alone, `before` asks for the rows that stand right before the cursor, not for the first of the list.
-    backward = page.before is not None and page.after is None
-    rising = ascending != backward
+    rising = ascending != page.backward
     keys = (created_at, row_id) if rising else (created_at.desc(), row_id.desc())
     rows = list(session.scalars(query.order_by(*keys).limit(page.limit)))
-    return rows[::-1] if backward else rows
+    return rows[::-1] if page.backward else rows

@@ -29,8 +29,7 @@ def one_more(page: PageRequest) -> PageRequest:
 
 def listing(rows: Sequence[Row], page: PageRequest, shape: Callable[[Row], dict[str, Any]]) -> dict[str, Any]:
     """`rows` come from `one_more(page)`; the one beyond the page stands first when the page ends at a cursor."""
-    backward = page.before is not None and page.after is None
-    shown = [shape(row) for row in (rows[-page.limit :] if backward else rows[: page.limit])]
+    shown = [shape(row) for row in (rows[-page.limit :] if page.backward else rows[: page.limit])]
     return {
         "object": "list",
         "data": shown,
