@@ -20,7 +20,7 @@ from retrieval.filters import Filter
 from retrieval.passages import Passage, load_passages
 from retrieval.scope import Scope
 from retrieval.search import Candidates, Searcher, SearchOptions
-from serving.gateway import Reply
+from serving.generation.gateway import Reply
 from serving.protocols import EngineUnavailable
 
 CHAT_PATH = "/v1/chat/completions"

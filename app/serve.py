@@ -18,7 +18,13 @@ from app.services import blobs_dir, keys_dir
 from app.settings import Settings, inherited_environment, model_path
 from app.supervise import RoleProcess, Supervisor
 from retrieval.database import open_database
-from serving.engine import Accelerator, EngineConfig, detect_accelerator, engine_command, engine_environment
+from serving.generation.engine import (
+    Accelerator,
+    EngineConfig,
+    detect_accelerator,
+    engine_command,
+    engine_environment,
+)
 
 LOOPBACK = "127.0.0.1"
 LOOK_S = 0.5

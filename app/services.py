@@ -23,7 +23,7 @@ from retrieval.search import Searcher
 from retrieval.tables import Blob
 from retrieval.views import IndexViews
 from serving.client import ModelsClient
-from serving.gateway import Gateway, Replica
+from serving.generation.gateway import Gateway, Replica
 
 DAY_S = 86_400
 

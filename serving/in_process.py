@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.batcher import Batcher
+from serving.batching.batcher import Batcher
 from serving.protocols import EmbeddingModel, Lane
 
 

@@ -27,7 +27,7 @@ from prometheus_client import (
 )
 from pydantic import BaseModel, ConfigDict, Field
 
-from serving.batcher import Batcher, BatchModel, BatchReport, Limits, Rows
+from serving.batching.batcher import Batcher, BatchModel, BatchReport, Limits, Rows
 from serving.protocols import EmbeddingModel, Lane, ModelUnavailable, Overloaded, ServingError, TextRefused
 
 MAX_TEXTS = 1_024

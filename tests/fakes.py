@@ -18,8 +18,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from serving.gateway import Gateway, Replica
-from serving.protocols import EmbeddingModel, Lane, Overloaded, ServingError, TextRefused
+from serving.generation.gateway import Gateway, Replica
+from serving.protocols import (
+    EmbeddingModel,
+    Lane,
+    Overloaded,
+    RerankingModel,
+    ServingError,
+    TextRefused,
+    TextTooLong,
+)
 
 DIMENSIONS = 64
 
@@ -63,9 +71,17 @@ class FakeEmbedder(_Fallible):
         return self._card
 
     async def embed(
-        self, texts: Sequence[str], *, lane: Lane, deadline_s: float | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        lane: Lane,
+        deadline_s: float | None = None,
+        cache_salt: str = "",  # noqa: ARG002 - it remembers nothing
+        truncate: bool = False,
     ) -> NDArray[np.float32]:
         self._check(deadline_s)
+        if not truncate:
+            _refuse_long(texts, self._card.max_tokens)
         self.calls.append((lane, list(texts)))
         return np.array([_bag_of_words(text, index) for index, text in enumerate(texts)], np.float32).reshape(
             len(texts), DIMENSIONS
@@ -75,20 +91,40 @@ class FakeEmbedder(_Fallible):
 class FakeReranker(_Fallible):
     """The share of the query's words that are in the text. `calls` tells what was scored."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_tokens: int = 512) -> None:
         super().__init__()
         self.calls: list[tuple[Lane, str, list[str]]] = []
+        self._card = RerankingModel("fake", max_tokens, word_counting_tokenizer_json())
+
+    async def describe(self) -> RerankingModel:
+        self._check(None)
+        return self._card
 
     async def score(
-        self, query: str, texts: Sequence[str], *, lane: Lane, deadline_s: float | None = None
+        self,
+        query: str,
+        texts: Sequence[str],
+        *,
+        lane: Lane,
+        deadline_s: float | None = None,
+        cache_salt: str = "",  # noqa: ARG002 - it remembers nothing
+        truncate: bool = False,
     ) -> NDArray[np.float32]:
         self._check(deadline_s)
+        if not truncate:
+            _refuse_long([f"{query} {text}" for text in texts], self._card.max_tokens)
         self.calls.append((lane, query, list(texts)))
         asked = set(_words(query, 0))
         scores = [
             len(asked & set(_words(text, index))) / max(1, len(asked)) for index, text in enumerate(texts)
         ]
         return np.array(scores, np.float32)
+
+
+def _refuse_long(texts: Sequence[str], max_tokens: int) -> None:
+    for index, text in enumerate(texts):
+        if (tokens := len(text.split())) > max_tokens:
+            raise TextTooLong(index, tokens=tokens, max_tokens=max_tokens)
 
 
 def _words(text: str, index: int) -> list[str]:

@@ -16,7 +16,7 @@ from app.routes.models import engine_model_names, model_names
 from app.services import Services
 from app.streaming import StreamedReply, unless_departed, with_first
 from retrieval.scope import Scope
-from serving.gateway import ModelNotServed, Reply
+from serving.generation.gateway import ModelNotServed, Reply
 from serving.protocols import EngineUnavailable
 
 router = APIRouter()

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
-from serving.batcher import Tokens
+from serving.batching.batcher import Tokens
 from serving.protocols import Device, ModelUnavailable, Precision
 
 WEIGHTS = "*.safetensors"

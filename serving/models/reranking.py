@@ -12,7 +12,7 @@ from sentence_transformers import CrossEncoder
 from tokenizers import Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from serving.batcher import Tokens
+from serving.batching.batcher import Tokens
 from serving.models.loading import (
     ModelLoadError,
     as_tokens,

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from serving.engine import detect_accelerator
+from serving.generation.engine import detect_accelerator
 from tests.stack import ENGINE_PYTHON, ROOT
 
 PACKAGES = (

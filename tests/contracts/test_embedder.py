@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from serving.batcher import Batcher
+from serving.batching.batcher import Batcher
 from serving.client import ModelsClient
 from serving.in_process import BatchedEmbedder
 from serving.models.embedding import TorchEmbeddingModel, load_embedding_model

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import numpy as np
 import pytest
 
-from serving.batcher import Batcher
+from serving.batching.batcher import Batcher
 from serving.client import ModelsClient
 from serving.in_process import BatchedReranker
 from serving.models.embedding import load_embedding_model

@@ -15,7 +15,7 @@ from openai import OpenAI
 from psycopg import sql
 
 from app.settings import Settings
-from serving.engine import Accelerator, EngineConfig, engine_command, engine_environment
+from serving.generation.engine import Accelerator, EngineConfig, engine_command, engine_environment
 from tests.compose import (
     LOOPBACK,
     Box,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from serving.batcher import Batcher, BatchReport, Limits, Rows, Tokens, choose_batch, choose_lane
+from serving.batching.batcher import Batcher, BatchReport, Limits, Rows, Tokens, choose_batch, choose_lane
 from serving.protocols import Lane, ModelUnavailable, Overloaded, TextRefused
 
 

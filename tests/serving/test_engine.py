@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from serving.engine import Accelerator, EngineConfig, detect_accelerator, engine_command, engine_environment
+from serving.generation.engine import (
+    Accelerator,
+    EngineConfig,
+    detect_accelerator,
+    engine_command,
+    engine_environment,
+)
 
 CONFIG = EngineConfig(
     python=Path("/venv/bin/python"),

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from serving.gateway import EngineLost, Gateway, ModelNotServed, Replica, UpstreamModel
+from serving.generation.gateway import EngineLost, Gateway, ModelNotServed, Replica, UpstreamModel
 from serving.protocols import EngineUnavailable
 from tests.fakes import ScriptedEngine
 

@@ -9,7 +9,7 @@ import aiohttp
 import numpy as np
 import pytest
 
-from serving.batcher import Limits, Rows, Tokens
+from serving.batching.batcher import Limits, Rows, Tokens
 from serving.client import TEXTS_PER_REQUEST, ModelsClient
 from serving.protocols import EmbeddingModel, Lane, ModelUnavailable, Overloaded, TextRefused
 from serving.server import MAX_TEXTS, create_app

@@ -1,0 +1,1 @@
+"""Joins concurrent requests for one model into batches, people first."""

@@ -1,0 +1,1 @@
+"""Generation engines: the gateway before them, and how one is started."""
