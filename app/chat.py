@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
+from retrieval.stages import Stages
 
 from app.citations import Citation, CitationWriter
 from app.links import CitedPlace, LinkSigner
-from app.prompt import NOTHING_FOUND, question_of, with_passages
+from app.prompt import NOTHING_FOUND, as_prefix, passage_text, question_of, with_passages
 from app.settings import ChatSettings
 from retrieval.catalog import find_collection
 from retrieval.database import Database
@@ -21,7 +22,8 @@ from retrieval.passages import Passage, load_passages
 from retrieval.scope import Scope
 from retrieval.search import Candidates, Searcher, SearchOptions
 from serving.generation.gateway import Reply
-from serving.protocols import EngineUnavailable
+from serving.generation.passage_order import PassageOrder
+from serving.protocols import EngineUnavailable, Lane
 
 CHAT_PATH = "/v1/chat/completions"
 RAG_MODEL = "rag"
@@ -34,7 +36,17 @@ Json = dict[str, Any]
 class Generator(Protocol):
     """An engine that speaks OpenAI's chat completions: the gateway, or a scripted one in tests."""
 
-    def send(self, path: str, body: bytes, *, model: str) -> AbstractAsyncContextManager[Reply]: ...
+    def send(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        model: str,
+        tenant: str,
+        lane: Lane,
+        prefix: bytes,
+        deadline_s: float | None,
+    ) -> AbstractAsyncContextManager[Reply]: ...
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,10 @@ class GroundedRequest:
     body: Json
     model: str
     passages: tuple[Passage, ...]
+    """As the prompt shows them: [n] is the n-th."""
     scope: Scope
+    lane: Lane
+    stages: Stages
 
 
 class EngineRefused(Exception):
@@ -86,11 +101,15 @@ class Chat:
         self._settings = settings
         self._dense_weight = dense_weight
         self._clock = clock
+        self._order = PassageOrder()
 
-    async def prepare(self, scope: Scope, body: Json, grounding: Grounding, *, model: str) -> GroundedRequest:
+    async def prepare(
+        self, scope: Scope, body: Json, grounding: Grounding, *, model: str, lane: Lane, stages: Stages
+    ) -> GroundedRequest:
         """Searches for the last question and writes the prompt. `body` is already checked."""
         collection_ids = await asyncio.to_thread(self._collection_ids, scope, grounding)
-        question = question_of(body["messages"])
+        with stages.measure("rewrite"):
+            question = question_of(body["messages"])
         candidates = await self._searcher.search(
             scope,
             question,
@@ -98,27 +117,34 @@ class Chat:
             options=SearchOptions(
                 limit=SEARCH_DEPTH, dense_weight=self._dense_weight, filters=grounding.filters
             ),
+            lane=lane,
+            stages=stages,
         )
-        passages: list[Passage] = []
+        passages: Sequence[Passage] = ()
         if bears_on(question, candidates, min_similarity=self._settings.min_similarity):
-            passages = await asyncio.to_thread(self._passages, scope, candidates, grounding)
-        if passages:
-            body = {**body, "messages": with_passages(body["messages"], passages)}
+            with stages.measure("passages"):
+                passages = await asyncio.to_thread(self._passages, scope, candidates, grounding)
+        with stages.measure("prompt"):
+            if passages:
+                passages, body = self._with_passages(scope, body, passages)
         return GroundedRequest(
             body={**self._defaults(body), **body, "model": model},
             model=model,
             passages=tuple(passages),
             scope=scope,
+            lane=lane,
+            stages=stages,
         )
 
-    async def complete(self, request: GroundedRequest) -> Json:
-        """A whole chat.completion. Raises EngineUnavailable, EngineRefused."""
+    async def complete(self, request: GroundedRequest, *, deadline_s: float | None = None) -> Json:
+        """A whole chat.completion. Raises EngineUnavailable, EngineRefused, Overloaded."""
         if not request.passages:
             return self._nothing_found(request)
-        async with self._generator.send(CHAT_PATH, orjson.dumps(request.body), model=request.model) as reply:
-            raw = await reply.read()
-            if reply.status != 200:
-                raise EngineRefused(reply.status, raw)
+        with request.stages.measure("generate"):
+            async with self._send(request, deadline_s=deadline_s) as reply:
+                raw = await reply.read()
+                if reply.status != 200:
+                    raise EngineRefused(reply.status, raw)
         completion: Json = orjson.loads(raw)
         grounded = False
         for choice in completion["choices"]:
@@ -133,14 +159,14 @@ class Chat:
     async def stream(self, request: GroundedRequest) -> AsyncGenerator[bytes]:
         """Server-sent events. The first is only given once the engine has accepted the request.
 
-        Raises EngineUnavailable or EngineRefused before the first event; later losses end the stream with an
-        error event and without [DONE], so that a cut answer is never taken for a whole one.
+        Raises EngineUnavailable, EngineRefused or Overloaded before the first event; later losses end the stream
+        with an error event and without [DONE], so that a cut answer is never taken for a whole one.
         """
         if not request.passages:
             for event in self._nothing_found_events(request):
                 yield event
             return
-        async with self._generator.send(CHAT_PATH, orjson.dumps(request.body), model=request.model) as reply:
+        async with self._send(request, deadline_s=None) as reply:
             if reply.status != 200:
                 raise EngineRefused(reply.status, await reply.read())
             writers: dict[int, CitationWriter] = {}
@@ -152,16 +178,7 @@ class Chat:
                         for chunk in self._cited(request, orjson.loads(data), writers):
                             yield _event(chunk)
             except EngineUnavailable as error:
-                yield _event(
-                    {
-                        "error": {
-                            "message": str(error),
-                            "type": "server_error",
-                            "code": "engine_lost",
-                            "param": None,
-                        }
-                    }
-                )
+                yield lost_event(error)
 
     def _cited(self, request: GroundedRequest, chunk: Json, writers: dict[int, CitationWriter]) -> list[Json]:
         """One chunk of the engine as one or two of ours: the last content delta carries the annotations."""
@@ -183,6 +200,34 @@ class Chat:
                     {**chunk, "choices": [closing], "grounded": bool(writer.citations), "usage": None}
                 )
         return [*last, chunk]
+
+    def _send(
+        self, request: GroundedRequest, *, deadline_s: float | None
+    ) -> AbstractAsyncContextManager[Reply]:
+        return self._generator.send(
+            CHAT_PATH,
+            orjson.dumps(request.body),
+            model=request.model,
+            tenant=request.scope.tenant_id,
+            lane=request.lane,
+            prefix=as_prefix(request.body["messages"]),
+            deadline_s=deadline_s,
+        )
+
+    def _with_passages(
+        self, scope: Scope, body: Json, passages: Sequence[Passage]
+    ) -> tuple[Sequence[Passage], Json]:
+        """The passages in the order in which the prompt shows them, and the request with that prompt."""
+        # A file that is in two collections is found twice, and read once.
+        distinct: dict[str, Passage] = {}
+        for passage in passages:
+            distinct.setdefault(passage_text(passage), passage)
+        best_first = list(distinct.values())
+        ranks = self._order.choose(
+            list(distinct), sizes=[len(text) for text in distinct], cache_salt=scope.tenant_id
+        )
+        shown = [best_first[rank] for rank in ranks]
+        return shown, {**body, "messages": with_passages(body["messages"], shown, ranks=ranks)}
 
     def _collection_ids(self, scope: Scope, grounding: Grounding) -> list[str] | None:
         if grounding.collections is None:
@@ -304,6 +349,12 @@ def bears_on(question: str, candidates: Candidates, *, min_similarity: float) ->
 def _writer(request: GroundedRequest) -> CitationWriter:
     wanted: Mapping[str, Any] = request.body.get("response_format") or {}
     return CitationWriter(request.passages, insert_markers=wanted.get("type", "text") == "text")
+
+
+def lost_event(error: EngineUnavailable) -> bytes:
+    """Ends a stream that is not whole, in place of [DONE]."""
+    told = {"message": str(error), "type": "server_error", "param": None, "code": "engine_lost"}
+    return _event({"error": told})
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -1,5 +1,6 @@
 """One table: what each error means to a client, in OpenAI's error bodies. Nothing else makes an error reply."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from ingest.media_types import EmptyFile, UnsupportedMediaType
 from retrieval.blobs import TooLarge
 from retrieval.catalog import CursorInvalid, NotFound
 from retrieval.search import EmbeddingModelChanged
-from serving.protocols import EngineUnavailable, ModelUnavailable, Overloaded, TextRefused
+from serving.protocols import EngineUnavailable, ModelUnavailable, ModelUnknown, Overloaded, TextRefused
 
 RETRY_AFTER_S = 5
 """Told to clients when a role is away: about what a restart takes."""
@@ -58,6 +59,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     KeyMissing: Meaning(404, INVALID, "not_found"),
     LinkInvalid: Meaning(404, INVALID, "not_found"),
     UnknownModel: Meaning(404, INVALID, "model_not_found"),
+    ModelUnknown: Meaning(404, INVALID, "model_not_found"),
     EmbeddingModelChanged: Meaning(409, INVALID, "embedding_model_changed"),
     Overloaded: Meaning(429, "rate_limit_error", "overloaded"),
     ModelUnavailable: Meaning(503, "server_error", "models_unavailable"),
@@ -94,7 +96,7 @@ async def _known(_: Request, error: Exception) -> Response:
     if meaning.status == 503:
         headers["Retry-After"] = str(RETRY_AFTER_S)
     if isinstance(error, Overloaded):
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     if meaning.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     param = getattr(error, "param", None)
@@ -104,8 +106,8 @@ async def _known(_: Request, error: Exception) -> Response:
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part not in ("body", "query", "path")]
-    param = ".".join(where) or None
+    # The first part says where in the request: body, query, path or header.
+    param = ".".join(str(part) for part in first["loc"][1:]) or None
     if first["type"] == "json_invalid":
         param = None
     what = f"{param}: {first['msg']}" if param else first["msg"]

@@ -1,48 +1,73 @@
 """The models role as a program: `python -m app.models_role`. The only part of app that loads torch."""
 
-from collections.abc import Callable
+import gc
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import TypeVar
 
 from fastapi import FastAPI
 
 from app.http_server import run_http
 from app.logs import start_logs
-from app.settings import ModelsSettings, model_path, read_settings
+from app.settings import MIB, ModelSource, ModelsSettings, model_path, read_settings, weights_bytes
+from serving.batching.batcher import RowCache
+from serving.hosting import DeclaredModel, HostingLimits, LoadedModel, ModelHost
 from serving.models.embedding import load_embedding_model
 from serving.models.reranking import load_reranking_model
-from serving.protocols import Device, Precision
+from serving.protocols import Backend, Device, Precision
+from serving.readiness import Kind
 from serving.server import create_app
-
-Loaded = TypeVar("Loaded")
 
 
 def create_models_app(settings: ModelsSettings) -> FastAPI:
-    load_embedding = partial(_load, load_embedding_model, settings.embedding, settings)
-    load_reranking = partial(_load, load_reranking_model, settings.reranker, settings)
-    return create_app(
-        load_embedding=load_embedding,
-        load_reranking=load_reranking if settings.reranker else None,
-        token=settings.token or None,
+    declared = [
+        *_declare(Kind.EMBEDDING, settings.embeddings, load_embedding_model, settings),
+        *_declare(Kind.RERANKING, settings.rerankers, load_reranking_model, settings),
+    ]
+    limits = HostingLimits(
+        memory_bytes=settings.memory_mib * MIB or math.inf, idle_unload_s=settings.idle_unload_s or math.inf
     )
+    cache = RowCache(settings.cache_mib * MIB) if settings.cache_mib else None
+    return create_app(ModelHost(declared, limits=limits, cache=cache), token=settings.token or None)
 
 
-def _load(load: Callable[..., Loaded], name: str, settings: ModelsSettings) -> Loaded:
-    return load(
-        model_path(name, settings.folder),
-        name=Path(name).name,
-        device=Device(settings.device),
-        precision=Precision(settings.dtype),
-        threads=settings.threads,
-        allow_download=settings.allow_download,
-    )
+def _declare(
+    kind: Kind,
+    sources: Sequence[ModelSource],
+    load: Callable[..., LoadedModel],
+    settings: ModelsSettings,
+) -> list[DeclaredModel]:
+    return [
+        DeclaredModel(
+            alias=source.alias,
+            kind=kind,
+            load=partial(
+                load,
+                model_path(source.source, settings.folder),
+                name=source.alias,
+                device=Device(settings.device),
+                precision=Precision(settings.dtype),
+                backend=Backend(settings.backend),
+                threads=settings.threads or None,
+                replicas=settings.replicas,
+                allow_download=settings.allow_download,
+            ),
+            is_default=source is sources[0],
+            expected_bytes=weights_bytes(model_path(source.source, settings.folder)),
+        )
+        for source in sources
+    ]
 
 
 def main() -> None:
     settings = read_settings()
     start_logs("models", settings.server.log_level)
-    run_http(create_models_app(settings.models), settings.models.host, settings.models.port)
+    app = create_models_app(settings.models)
+    # The libraries' half a million objects live as long as the process. Each full collection would look at them all,
+    # which stops everything for some tenths of a second: a query's budget many times over.
+    gc.collect()
+    gc.freeze()
+    run_http(app, settings.models.host, settings.models.port)
 
 
 if __name__ == "__main__":

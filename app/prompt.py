@@ -13,25 +13,44 @@ INSTRUCTIONS = (
 NOTHING_FOUND = "The documents do not say. Nothing in them bears on this question."
 
 
-def with_passages(messages: Sequence[dict[str, Any]], passages: Sequence[Passage]) -> list[dict[str, Any]]:
-    """The person's messages with ours around them: their system prompt is kept, their last one gets the passages."""
-    last = max(index for index, message in enumerate(messages) if message.get("role") == "user")
+def passage_text(passage: Passage) -> str:
+    """What stands after a passage's number. Equal texts are computed once by an engine that has them cached."""
+    title = " > ".join([passage.filename, *passage.headings])
+    return f"{harmless(title)}\n{harmless(passage.text)}"
+
+
+def with_passages(
+    messages: Sequence[dict[str, Any]], passages: Sequence[Passage], *, ranks: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The person's messages with ours around them. Passage [n] is the n-th; the best has the least rank.
+
+    Laid out for prefix caches: what is the same for all stands first, then the passages, then the person's own
+    system prompt, which may hold a date, the history, and the question with the passages' ranks. In an order that
+    recurs, an engine computes passages once however differently they rank.
+    """
+    shown = "\n\n".join(f"[{number}] {passage_text(each)}" for number, each in enumerate(passages, 1))
+    parts = [INSTRUCTIONS, f"Passages:\n{shown}"]
     built = [dict(message) for message in messages]
-    built[last]["content"] = _prepend(built[last].get("content"), passages_text(passages))
-    first = built[0]
-    if first.get("role") in ("system", "developer") and isinstance(first.get("content"), str):
-        first["content"] = f"{first['content']}\n\n{INSTRUCTIONS}"
-        return built
-    return [{"role": "system", "content": INSTRUCTIONS}, *built]
+    if built[0].get("role") in ("system", "developer"):
+        own = built.pop(0)
+        parts.append(_text(own.get("content")))
+    last = max(index for index, message in enumerate(built) if message.get("role") == "user")
+    built[last]["content"] = _prepend(built[last].get("content"), _told(ranks) + "Question: ")
+    return [{"role": "system", "content": "\n\n".join(parts)}, *built]
 
 
-def passages_text(passages: Sequence[Passage]) -> str:
-    """The best passage last, since small models attend most to what stands nearest the question; its number is 1."""
-    numbered = "\n\n".join(
-        f"[{number}] {harmless(_title(passage))}\n{harmless(passage.text)}"
-        for number, passage in reversed(list(enumerate(passages, 1)))
-    )
-    return f"Passages:\n{numbered}\n\nQuestion: "
+def as_prefix(messages: Sequence[dict[str, Any]]) -> bytes:
+    """The prompt as the gateway compares it with earlier ones, to find the replica that knows its beginning."""
+    return "\n".join(
+        f"{message.get('role')}: {_text(message.get('content'))}" for message in messages
+    ).encode(errors="replace")
+
+
+def _told(ranks: Sequence[int]) -> str:
+    if len(ranks) < 2:
+        return ""
+    best_first = sorted(range(len(ranks)), key=lambda place: ranks[place])
+    return f"Passages, the most relevant first: {', '.join(f'[{place + 1}]' for place in best_first)}.\n\n"
 
 
 def harmless(text: str) -> str:
@@ -48,10 +67,6 @@ def question_of(messages: Sequence[dict[str, Any]]) -> str:
     """What to search for: the last thing asked, with the one before it in front, which may name the subject."""
     asked = [_text(message.get("content")) for message in messages if message.get("role") == "user"]
     return "\n".join(text for text in asked[-2:] if text.strip())
-
-
-def _title(passage: Passage) -> str:
-    return " > ".join([passage.filename, *passage.headings])
 
 
 def _prepend(content: Any, text: str) -> Any:

@@ -7,7 +7,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from app.auth import KeyRing, ensure_admin_key, server_secret
@@ -15,15 +16,17 @@ from app.migrate import migrate
 from app.remote import Json, Remote, RemoteRefused
 from app.serve_log import ServeLog
 from app.services import blobs_dir, keys_dir
-from app.settings import Settings, inherited_environment, model_path
+from app.settings import Settings, inherited_environment, model_path, weights_bytes
 from app.supervise import RoleProcess, Supervisor
 from retrieval.database import open_database
 from serving.generation.engine import (
     Accelerator,
     EngineConfig,
-    detect_accelerator,
     engine_command,
     engine_environment,
+    gpu_memory_share,
+    list_gpus,
+    place_engines,
 )
 
 LOOPBACK = "127.0.0.1"
@@ -62,16 +65,18 @@ def check_start(settings: Settings) -> None:
     """Raises StartRefused for what would otherwise only show as a role that restarts for ever."""
     _check_port(settings.server.host, settings.server.port)
     if not settings.models.url:
-        _check_model("models.embedding", settings.models.embedding, settings)
-        if settings.models.reranker:
-            _check_model("models.reranker", settings.models.reranker, settings)
+        for source in settings.models.embeddings:
+            _check_model("models.embedding", source.source, settings)
+        for source in settings.models.rerankers:
+            _check_model("models.reranker", source.source, settings)
     if not settings.engine.url:
         if not settings.engine.python.exists():
             raise StartRefused(
                 f"engine.python: {settings.engine.python} does not exist. Run `make setup`, or set engine.url "
                 "to an OpenAI-compatible engine that runs already."
             )
-        _check_model("engine.model", settings.engine.model, settings)
+        for source in settings.engine.models:
+            _check_model("engine.model", source.source, settings)
 
 
 def prepare_data(settings: Settings) -> Path:
@@ -98,11 +103,13 @@ def with_own_addresses(settings: Settings) -> Settings:
     models: Json = {}
     engine: Json = {}
     if not settings.models.url:
-        port = _free_port()
+        (port,) = _free_ports(1)
         url = f"http://{LOOPBACK}:{port}"
         models = {"host": LOOPBACK, "port": port, "url": url, "token": secrets.token_hex(32)}
     if not settings.engine.url:
-        engine = {"url": f"http://{LOOPBACK}:{_free_port()}", "token": secrets.token_hex(32)}
+        engines = len(settings.engine.models) * settings.engine.replicas
+        urls = [f"http://{LOOPBACK}:{port}" for port in _free_ports(engines)]
+        engine = {"url": ",".join(urls), "token": secrets.token_hex(32)}
     return settings.with_options(models=models, engine=engine)
 
 
@@ -112,26 +119,60 @@ def role_processes(settings: Settings, *, models: bool, engine: bool) -> list[Ro
     environment = inherited_environment() | settings.to_environment()
     roles = [RoleProcess(name, (sys.executable, "-m", "app.cli", name), environment) for name in names]
     if engine:
-        config = engine_config(settings)
-        command = [*engine_command(config), *shlex.split(settings.engine.extra_args)]
-        roles.append(RoleProcess("engine", command, inherited_environment() | engine_environment(config)))
+        for number, config in enumerate(engine_configs(settings, list_gpus()), 1):
+            command = [*engine_command(config), *shlex.split(settings.engine.extra_args)]
+            name = "engine" if number == 1 else f"engine-{number}"
+            roles.append(RoleProcess(name, command, inherited_environment() | engine_environment(config)))
     return roles
 
 
-def engine_config(settings: Settings) -> EngineConfig:
+def engine_configs(settings: Settings, gpus: Sequence[int]) -> list[EngineConfig]:
+    """One for each replica of each generation model, in the order of `settings.engine_urls`.
+
+    `gpus` are the memories of the GPUs in bytes. Raises StartRefused when they do not suffice.
+    """
     engine = settings.engine
-    chosen = detect_accelerator() if engine.device == "auto" else Accelerator(engine.device)
-    return EngineConfig(
-        python=engine.python.absolute(),
-        model=model_path(engine.model, settings.models.folder),
-        served_name=Path(engine.model).name,
-        accelerator=chosen,
-        port=int(settings.engine_urls[0].rpartition(":")[2]),
-        api_key=engine.token,
-        max_model_len=engine.max_model_len,
-        tool_parser=engine.tool_parser or None,
-        gpu_memory_share=engine.gpu_memory_utilization,
-        cpu_cache_gib=engine.kv_cache_gib,
+    sources = [source for source in settings.engine.models for _ in range(engine.replicas)]
+    on_gpu = engine.device == "cuda" or (engine.device == "auto" and bool(gpus))
+    placed: list[tuple[int, ...]] = [()] * len(sources)
+    shares = [0.0] * len(sources)
+    if on_gpu:
+        try:
+            placed = place_engines(len(sources), gpus=len(gpus), tensor_parallel=engine.tensor_parallel)
+        except ValueError as error:
+            raise StartRefused(f"engine.tensor_parallel: {error}.") from error
+        shares = [_gpu_share(settings, gpus, group, placed.count(group)) for group in placed]
+    return [
+        EngineConfig(
+            python=engine.python.absolute(),
+            model=model_path(source.source, settings.models.folder),
+            served_name=source.alias,
+            accelerator=Accelerator.CUDA if on_gpu else Accelerator.CPU,
+            port=int(url.rpartition(":")[2]),
+            api_key=engine.token,
+            max_model_len=engine.max_model_len,
+            max_queued=engine.max_in_flight,
+            tool_parser=engine.tool_parser or None,
+            speculative=engine.speculative or None,
+            tensor_parallel=engine.tensor_parallel,
+            gpus=group,
+            gpu_memory_share=share,
+            cpu_cache_gib=engine.kv_cache_gib,
+        )
+        for source, url, group, share in zip(sources, settings.engine_urls, placed, shares, strict=True)
+    ]
+
+
+def _gpu_share(settings: Settings, gpus: Sequence[int], group: tuple[int, ...], engines: int) -> float:
+    """What one engine takes of each GPU of its group. The models role uses the GPUs too, unless it is elsewhere."""
+    if settings.engine.gpu_memory_utilization:
+        return settings.engine.gpu_memory_utilization
+    sources = [*settings.models.embeddings, *settings.models.rerankers]
+    return gpu_memory_share(
+        min(gpus[number] for number in group),
+        engines_on_it=engines,
+        model_weights=[weights_bytes(model_path(each.source, settings.models.folder)) for each in sources],
+        gpu_holds_models=settings.models.device != "cpu",
     )
 
 
@@ -189,8 +230,10 @@ def _check_model(setting: str, name: str, settings: Settings) -> None:
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        port: int = probe.getsockname()[1]
-        return port
+def _free_ports(count: int) -> list[int]:
+    """Held all at once, so that they differ."""
+    with ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((LOOPBACK, 0))
+        return [probe.getsockname()[1] for probe in probes]

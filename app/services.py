@@ -23,7 +23,7 @@ from retrieval.search import Searcher
 from retrieval.tables import Blob
 from retrieval.views import IndexViews
 from serving.client import ModelsClient
-from serving.generation.gateway import Gateway, Replica
+from serving.generation.gateway import Gateway, GatewayLimits, Replica
 
 DAY_S = 86_400
 
@@ -67,13 +67,24 @@ async def open_api(settings: Settings, metrics: ApiMetrics) -> AsyncIterator[Ser
         gateway = await stack.enter_async_context(
             Gateway(
                 [Replica(url=url, token=settings.engine.token) for url in settings.engine_urls],
+                salt_secret=secret,
+                limits=GatewayLimits(
+                    max_in_flight=settings.engine.max_in_flight, max_queued=settings.engine.max_queued
+                ),
                 longest_silence_s=settings.engine.timeout_s,
+                registry=metrics.registry,
             )
         )
         views = IndexViews()
         links = LinkSigner(secret, settings.public_url, valid_s=settings.chat.citation_days * DAY_S)
-        reranker = models if settings.models.reranker else None
-        searcher = Searcher(database, views, embedder=models, reranker=reranker)
+        reranker = models.reranker(settings.models.rerankers[0].alias) if settings.models.rerankers else None
+        searcher = Searcher(
+            database,
+            views,
+            embedder_of=models.embedder,
+            default_embedding=settings.models.default_embedding,
+            reranker=reranker,
+        )
         yield Services(
             settings=settings,
             metrics=metrics,
@@ -110,7 +121,13 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             memory_bytes=settings.ingest.parse_memory_mib * 1024 * 1024,
         )
         parsers = await stack.enter_async_context(ParserPool(settings.ingest.parsers, limits))
-        pipeline = Pipeline(database, blobs, parsers, models)
+        pipeline = Pipeline(
+            database,
+            blobs,
+            parsers,
+            models.embedder,
+            default_embedding=settings.models.default_embedding,
+        )
         yield Worker(
             database,
             pipeline,

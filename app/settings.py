@@ -1,12 +1,15 @@
 """Every setting, from STRONGROOM_SECTION__NAME, else strongroom.toml. The only module that reads the environment."""
 
+import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 PREFIX = "STRONGROOM_"
 TOML_FILE = "strongroom.toml"
@@ -15,6 +18,41 @@ MIB = 1024 * 1024
 
 class SettingsInvalid(Exception):
     """A setting is unknown or has a value that it cannot have; the message names it."""
+
+
+ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""An alias stands in URLs, metric labels and collection rows, so it is plain."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model that the settings declare: the name it goes by, and where it is."""
+
+    alias: str
+    source: str
+    """A folder's name or path, or a hub name."""
+
+
+def parse_models(declared: str) -> tuple[ModelSource, ...]:
+    """`alias=source` or `source`, by commas; an alias is else the source's last part. Raises ValueError."""
+    if not declared.strip():
+        return ()
+    models: dict[str, ModelSource] = {}
+    for part in declared.split(","):
+        before, sign, after = (piece.strip() for piece in part.partition("="))
+        source = after if sign else before
+        if not source:
+            raise ValueError(f"{part.strip()!r} names no model; write a folder, path or hub name")
+        alias = before if sign else source.rstrip("/").rpartition("/")[2]
+        if not ALIAS.fullmatch(alias):
+            raise ValueError(
+                f"{alias!r} cannot be an alias, which starts with a letter or digit and goes on with those "
+                "and . _ -; write alias=source"
+            )
+        if alias in models:
+            raise ValueError(f"{alias!r} is declared twice; write another alias=source for one of them")
+        models[alias] = ModelSource(alias, source)
+    return tuple(models.values())
 
 
 class Section(BaseModel):
@@ -47,19 +85,69 @@ class ModelsSettings(Section):
     port: int = Field(8091, ge=1, le=65535, description="Port that `strongroom models` listens on.")
     folder: Path = Field(Path("data/models"), description="Folder that model names are looked up in.")
     embedding: str = Field(
-        "all-MiniLM-L6-v2", description="Embedding model: a folder's name or path, or a hub name."
+        "all-MiniLM-L6-v2",
+        description="Embedding models by commas, the default first: alias=source, or a folder, path or hub name.",
     )
     reranker: str = Field(
-        "", description="Cross-encoder: a folder's name or path, or a hub name; empty for none."
+        "", description="Cross-encoders, declared in the same way, the default first; empty for none."
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the models run.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Precision of the models."
     )
-    threads: int = Field(1, ge=1, description="CPU threads that one model may use.")
+    backend: Literal["auto", "torch", "openvino"] = Field("auto", description="What computes the models.")
+    threads: int = Field(
+        0, ge=0, description="CPU threads that one replica of a model may use; 0 suits the machine."
+    )
+    replicas: int = Field(
+        0, ge=0, le=64, description="Copies of each model, which share its work; 0 suits the machine."
+    )
+    memory_mib: int = Field(
+        0, ge=0, description="Memory for loaded models; the least recently used leave. 0 for no limit."
+    )
+    idle_unload_s: float = Field(
+        900.0, ge=0, description="Unused for so long, a model that is no default is unloaded; 0 for never."
+    )
+    cache_mib: int = Field(
+        64, ge=0, description="Memory for embeddings of recent texts; 0 computes each text anew."
+    )
     allow_download: bool = Field(
         False, description="Let the models server fetch hub models that are not on disk."
     )
+
+    @field_validator("embedding", "reranker")
+    @classmethod
+    def _check_models(cls, declared: str, info: ValidationInfo) -> str:
+        aliases = {model.alias for model in parse_models(declared)}
+        if info.field_name == "embedding" and not aliases:
+            raise ValueError("name at least one embedding model")
+        if info.field_name == "reranker" and "embedding" in info.data:
+            for model in parse_models(info.data["embedding"]):
+                if model.alias in aliases:
+                    raise ValueError(
+                        f"{model.alias!r} is an embedding model's alias already; write another alias=source"
+                    )
+        return declared
+
+    @property
+    def embeddings(self) -> tuple[ModelSource, ...]:
+        """One at least, the default first."""
+        return parse_models(self.embedding)
+
+    @property
+    def rerankers(self) -> tuple[ModelSource, ...]:
+        """The default first."""
+        return parse_models(self.reranker)
+
+    @property
+    def default_embedding(self) -> str:
+        """Its alias."""
+        return self.embeddings[0].alias
+
+    @property
+    def default_reranker(self) -> str | None:
+        """Its alias; None when no reranking model is declared."""
+        return self.rerankers[0].alias if self.reranker.strip() else None
 
 
 class EngineSettings(Section):
@@ -70,19 +158,53 @@ class EngineSettings(Section):
     )
     model: str = Field(
         "SmolLM2-135M-Instruct",
-        description="Generation model for vLLM: folder's name or path, or a hub name.",
+        description="Generation models for vLLM, by commas: a folder's name or path, or a hub name, or alias=one.",
+    )
+    replicas: int = Field(1, ge=1, le=64, description="vLLM servers for each generation model.")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that one vLLM server spreads a model over.")
+    speculative: str = Field(
+        "",
+        description="vLLM's speculative decoding, as the JSON of its --speculative-config; empty for none.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where vLLM runs.")
     max_model_len: int = Field(4096, ge=256, description="Longest prompt and answer together, in tokens.")
     kv_cache_gib: int = Field(1, ge=1, description="Memory for vLLM's key-value cache on a CPU, in GiB.")
     gpu_memory_utilization: float = Field(
-        0.8, gt=0, le=1, description="Share of a GPU's memory that vLLM takes."
+        0, ge=0, le=1, description="Share of a GPU's memory for each vLLM; 0 is what the other models leave."
     )
     tool_parser: str = Field(
         "", description="vLLM's parser for the model's tool calls; empty turns tools off."
     )
     extra_args: str = Field("", description="More arguments for vLLM's server, as on a command line.")
     timeout_s: float = Field(600.0, gt=0, description="Longest time that one answer may take.")
+    max_in_flight: int = Field(256, ge=1, description="Requests that one engine gets at once.")
+    max_queued: int = Field(
+        1024, ge=0, description="Requests that wait for an engine; more are refused with Retry-After."
+    )
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, declared: str) -> str:
+        if not parse_models(declared):
+            raise ValueError("name at least one generation model")
+        return declared
+
+    @field_validator("speculative")
+    @classmethod
+    def _check_speculative(cls, told: str) -> str:
+        if told:
+            try:
+                is_object = isinstance(json.loads(told), dict)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"it is not JSON: {error}") from error
+            if not is_object:
+                raise ValueError('write an object, such as {"method": "ngram", "num_speculative_tokens": 4}')
+        return told
+
+    @property
+    def models(self) -> tuple[ModelSource, ...]:
+        """One at least, the default first."""
+        return parse_models(self.model)
 
 
 class IngestSettings(Section):
@@ -177,6 +299,11 @@ def model_path(name: str, folder: Path) -> str:
     return name
 
 
+def weights_bytes(folder: str) -> int:
+    """Of a model on disk, about what it takes in memory; 0 for a hub's name."""
+    return sum(path.stat().st_size for path in Path(folder).rglob("*.safetensors"))
+
+
 def inherited_environment() -> dict[str, str]:
     """What child processes get besides settings: nothing of ours, and no proxy, so that loopback stays loopback."""
     return {
@@ -207,6 +334,8 @@ def _validate(values: Mapping[str, Any]) -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             raise SettingsInvalid(f"Unknown setting {name}. {_suggest(str(first['loc'][0]))}") from error
+        if first["type"] == "value_error":
+            raise SettingsInvalid(f"Setting {name}: {first['ctx']['error']}.") from error
         raise SettingsInvalid(f"Setting {name}: {first['msg']} (got {first['input']!r}).") from error
 
 

@@ -1,7 +1,7 @@
 """Replies that end when their client leaves, streamed or not: whatever was computed for it is cancelled."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -18,8 +18,16 @@ class Departed(Exception):
 class StreamedReply(Response):
     """Sends chunks as they come. Starlette's own notices a departure only when it sends the next chunk."""
 
-    def __init__(self, chunks: AsyncGenerator[bytes], *, status: int = 200, media_type: str) -> None:
-        super().__init__(status_code=status, media_type=media_type, headers={"Cache-Control": "no-store"})
+    def __init__(
+        self,
+        chunks: AsyncGenerator[bytes],
+        *,
+        status: int = 200,
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        headers = {"Cache-Control": "no-store", **(headers or {})}
+        super().__init__(status_code=status, media_type=media_type, headers=headers)
         del self.headers["content-length"]
         self._chunks = chunks
 

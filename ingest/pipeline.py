@@ -2,7 +2,7 @@
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,17 +23,28 @@ from retrieval.catalog import append_log, remove_chunks
 from retrieval.database import Database
 from retrieval.places import places_to_rows, under_headings
 from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File, LogOp, ParsedFile
+from retrieval.together import in_thread, together
 from serving.protocols import Embedder, EmbeddingModel, Lane
 
 EMBED_AT_ONCE = 64
-"""Texts a request to the models role: a few of its batches, so that it is never idle between two requests."""
+"""Texts a request to the models role: a few of its batches, and so few that a letter does not wait for a book."""
+SLICES_AT_ONCE = 2
+"""Requests of one document: while one is computed the next is there already. Getting a reply and sending the
+next request takes some milliseconds, as long as a GPU takes for half a slice.
+"""
 DEFAULT_STATIC_TOKENS = 800
 DEFAULT_STATIC_OVERLAP = 400
 """OpenAI's defaults for the static strategy."""
 
 
 class WrongModel(Exception):
-    """The collection holds vectors of another embedding model than the one that is running."""
+    """The collection holds vectors of another model than the one that its alias names now."""
+
+    def __init__(self, alias: str) -> None:
+        super().__init__(
+            f"The vector store was made with another embedding model than '{alias}' is now. "
+            f"Let '{alias}' in models.embedding be that model again, or add the file to a new vector store."
+        )
 
 
 class Parser(Protocol):
@@ -50,30 +61,47 @@ class _Work:
     blob_id: str
     media_type: str
     chunking: dict[str, Any]
+    embedding_model: str
+    """Its alias."""
     fingerprint: str | None
     parsed: ParsedDocument | None
 
 
 class Pipeline:
-    """Runs claimed jobs. A step whose result is in SQL is not done again after a crash."""
+    """Runs claimed jobs. A step whose result is in SQL is not done again after a crash.
 
-    def __init__(self, database: Database, blobs: BlobStore, parser: Parser, embedder: Embedder) -> None:
+    `embedder_of` gives the embedding model of an alias; `default_embedding` is the alias of collections that
+    name none.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        parser: Parser,
+        embedder_of: Callable[[str], Embedder],
+        *,
+        default_embedding: str,
+    ) -> None:
         self._database = database
         self._blobs = blobs
         self._parser = parser
-        self._embedder = embedder
-        self._counter: tuple[str, TokenCounter] | None = None
+        self._embedder_of = embedder_of
+        self._default_embedding = default_embedding
+        self._counters: dict[str, TokenCounter] = {}
+        """By fingerprint: as few as the models."""
 
     async def run(self, job: ClaimedJob) -> None:
         """Raises ParseFailed, ServingError, WrongModel, LeaseLost; on any of them nothing became searchable."""
-        work = await asyncio.to_thread(self._load, job)
-        model = await self._embedder.describe()
+        work = await in_thread(self._load, job)
+        embedder = self._embedder_of(work.embedding_model)
+        model = await embedder.describe()
         if work.fingerprint not in (None, model.fingerprint):
-            raise WrongModel
+            raise WrongModel(work.embedding_model)
         parsed = work.parsed or await self._parse(work)
-        drafts = await asyncio.to_thread(self._split, parsed, work.chunking, model)
-        embeddings = await self._embed(drafts)
-        await asyncio.to_thread(self._write, job, work, drafts, embeddings, model)
+        drafts = await in_thread(self._split, parsed, work.chunking, model)
+        embeddings = await _embed(embedder, drafts, cache_salt=job.tenant_id)
+        await in_thread(self._write, job, work, drafts, embeddings, model)
 
     def _load(self, job: ClaimedJob) -> _Work:
         with self._database.read() as session:
@@ -83,6 +111,7 @@ class Pipeline:
                     File.blob_id,
                     File.media_type,
                     Document.chunking,
+                    Collection.embedding_model,
                     Collection.fingerprint,
                 )
                 .join(Document, Document.file_id == File.id)
@@ -97,13 +126,14 @@ class Pipeline:
                 blob_id=row.blob_id,
                 media_type=row.media_type,
                 chunking=row.chunking,
+                embedding_model=row.embedding_model or self._default_embedding,
                 fingerprint=row.fingerprint,
                 parsed=ParsedDocument.from_json(zlib.decompress(parsed.elements)) if parsed else None,
             )
 
     async def _parse(self, work: _Work) -> ParsedDocument:
         document = await self._parser.parse(self._blobs.path(work.blob_id), work.media_type)
-        await asyncio.to_thread(self._keep_parsed, work, document)
+        await in_thread(self._keep_parsed, work, document)
         return document
 
     def _keep_parsed(self, work: _Work, document: ParsedDocument) -> None:
@@ -131,17 +161,9 @@ class Pipeline:
         )
 
     def _count_tokens(self, model: EmbeddingModel) -> TokenCounter:
-        if self._counter is None or self._counter[0] != model.fingerprint:
-            self._counter = (model.fingerprint, TokenCounter(model.tokenizer_json))
-        return self._counter[1]
-
-    async def _embed(self, drafts: Sequence[ChunkDraft]) -> NDArray[np.float32]:
-        texts = [under_headings(draft.headings, draft.text) for draft in drafts]
-        batches = [
-            await self._embedder.embed(texts[start : start + EMBED_AT_ONCE], lane=Lane.BULK)
-            for start in range(0, len(texts), EMBED_AT_ONCE)
-        ]
-        return np.concatenate(batches)
+        if model.fingerprint not in self._counters:
+            self._counters[model.fingerprint] = TokenCounter(model.tokenizer_json)
+        return self._counters[model.fingerprint]
 
     def _write(
         self,
@@ -157,7 +179,7 @@ class Pipeline:
             document = jobs.lock(session, job)
             assert collection is not None, "a document keeps its collection"
             if collection.fingerprint not in (None, model.fingerprint):
-                raise WrongModel
+                raise WrongModel(work.embedding_model)
             collection.fingerprint = model.fingerprint
             remove_chunks(session, document)
             document.usage_bytes = _add_chunks(session, document, drafts, embeddings)
@@ -178,6 +200,23 @@ def chunk_sizes(chunking: dict[str, Any], model_max_tokens: int) -> tuple[int, i
     largest = min(wanted, model_max_tokens)
     overlap = int(static.get("chunk_overlap_tokens", DEFAULT_STATIC_OVERLAP))
     return largest, min(overlap, largest // 2)
+
+
+async def _embed(embedder: Embedder, drafts: Sequence[ChunkDraft], *, cache_salt: str) -> NDArray[np.float32]:
+    """float32 (len(drafts), dimensions). No text is cut: the chunker has counted with the model's tokenizer."""
+    texts = [under_headings(draft.headings, draft.text) for draft in drafts]
+    places = asyncio.Semaphore(SLICES_AT_ONCE)
+
+    async def embed(some: Sequence[str]) -> NDArray[np.float32]:
+        async with places:
+            return await embedder.embed(some, lane=Lane.BULK, cache_salt=cache_salt)
+
+    async with together() as tasks:
+        slices = [
+            tasks.create_task(embed(texts[start : start + EMBED_AT_ONCE]))
+            for start in range(0, len(texts), EMBED_AT_ONCE)
+        ]
+    return np.concatenate([each.result() for each in slices])
 
 
 def _add_chunks(

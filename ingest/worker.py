@@ -17,7 +17,8 @@ from ingest.jobs import ClaimedJob, LeaseLost
 from ingest.pipeline import Pipeline, WrongModel
 from retrieval.database import Database
 from retrieval.tables import WorkerBeat
-from serving.protocols import ModelUnavailable, Overloaded, TextRefused
+from retrieval.together import in_thread
+from serving.protocols import ModelUnavailable, ModelUnknown, Overloaded, TextRefused
 
 log = logging.getLogger("strongroom.worker")
 
@@ -41,6 +42,8 @@ class Retry:
     """Something broke that may work next time: counted, so that a document which kills parsers ends."""
 
     message: str
+    code: str = "server_error"
+    """Told once the tries are used up."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +61,13 @@ def verdict(error: Exception) -> Permanent | Retry | Wait:
         case TextRefused():
             return Permanent(code="unreadable_text", message=str(error))
         case WrongModel():
-            return Permanent(
-                code="embedding_model_changed",
-                message="The vector store was made with another embedding model. "
-                "Set models.embedding to that model, or add the file to a new vector store.",
+            return Permanent(code="embedding_model_changed", message=str(error))
+        case ModelUnknown():
+            # A models server that starts again with new settings may be a moment behind. Then it is the owner's
+            # to say: the file is kept, and once the model is back it can be added again.
+            return Retry(
+                code="embedding_model_removed",
+                message=f"{error} Add it to models.embedding again, or add the file to a new vector store.",
             )
         case ModelUnavailable():
             return Wait(delay_s=1.0)
@@ -113,6 +119,7 @@ class Worker:
                     await asyncio.sleep(IDLE_LOOK_S)
         finally:
             beating.cancel()
+            await asyncio.gather(beating, return_exceptions=True)
             await self._stop()
 
     async def drain(self) -> None:
@@ -126,7 +133,7 @@ class Worker:
     async def _fill(self) -> None:
         while len(self._running) < self._concurrency:
             try:
-                job = await asyncio.to_thread(self._claim)
+                job = await in_thread(self._claim)
             except OperationalError:
                 log.warning("database_unavailable")
                 await asyncio.sleep(1.0)
@@ -165,9 +172,9 @@ class Worker:
             log.error("job_error", exc_info=error, extra={"document": job.document_id})
             if job.attempt + 1 >= MAX_ATTEMPTS:
                 gave_up = f"Gave up after {MAX_ATTEMPTS} tries: {decided.message}"
-                decided = Permanent(code="server_error", message=gave_up)
+                decided = Permanent(code=decided.code, message=gave_up)
         try:
-            await asyncio.to_thread(self._write_verdict, job, decided)
+            await in_thread(self._write_verdict, job, decided)
         except (LeaseLost, OperationalError):
             # Deleted meanwhile, or the database is away: the lease ends by itself and the job is claimed again.
             log.info("job_dropped", extra={"document": job.document_id})
@@ -189,7 +196,7 @@ class Worker:
         """Renews the leases of running jobs and this worker's own sign of life."""
         while True:
             try:
-                await asyncio.to_thread(self._write_beat)
+                await in_thread(self._write_beat)
             except SQLAlchemyError as error:
                 # Whatever the database says, the next beat may get through; without beats our leases end.
                 log.warning("beat_failed", exc_info=error)
@@ -210,7 +217,7 @@ class Worker:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
         with suppress(OperationalError):
-            await asyncio.to_thread(self._write_farewell, [job.lease for job in unfinished.values()])
+            await in_thread(self._write_farewell, [job.lease for job in unfinished.values()])
 
     def _write_farewell(self, leases: list[str]) -> None:
         with self._database.write() as session:

@@ -163,13 +163,21 @@ def delete_file(session: Session, scope: Scope, file_id: str) -> str | None:
 
 
 def create_collection(
-    session: Session, scope: Scope, *, name: str, attributes: dict[str, Any], now: float
+    session: Session,
+    scope: Scope,
+    *,
+    name: str,
+    attributes: dict[str, Any],
+    embedding_model: str,
+    now: float,
 ) -> Collection:
+    """`embedding_model` is an alias. It stays: another model would need all chunks cut and embedded anew."""
     collection = Collection(
         id=new_id("vs_"),
         tenant_id=scope.tenant_id,
         name=name,
         attributes=attributes,
+        embedding_model=embedding_model,
         head=0,
         created_at=now,
         last_active_at=now,

@@ -79,21 +79,25 @@ def best_first(hits: Sequence[Hit]) -> Ranking:
     return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.chunk_id)))
 
 
+def scaled(ranking: Ranking) -> Ranking:
+    """Its scores from 0 to 1, by their own minimum and maximum; all 1 when they are equal."""
+    if not ranking:
+        return ()
+    low = min(hit.score for hit in ranking)
+    span = max(hit.score for hit in ranking) - low
+    return tuple(Hit(hit.chunk_id, (hit.score - low) / span if span > 0 else 1.0) for hit in ranking)
+
+
 def fuse_weighted(rankings: Sequence[Ranking], weights: Sequence[float]) -> Ranking:
-    """Sums each ranking's scores, scaled to 0..1 by its own minimum and maximum, times its weight.
+    """Sums each ranking's scores, `scaled`, times its weight.
 
     A chunk that a ranking lacks counts 0 there. With weights that sum to 1, so do the scores of a chunk that
     leads them all. Source: Fox and Shaw, CombSUM, 1994.
     """
     fused: dict[int, float] = {}
     for ranking, weight in zip(rankings, weights, strict=True):
-        if not ranking:
-            continue
-        low = min(hit.score for hit in ranking)
-        span = max(hit.score for hit in ranking) - low
-        for hit in ranking:
-            scaled = (hit.score - low) / span if span > 0 else 1.0
-            fused[hit.chunk_id] = fused.get(hit.chunk_id, 0.0) + weight * scaled
+        for hit in scaled(ranking):
+            fused[hit.chunk_id] = fused.get(hit.chunk_id, 0.0) + weight * hit.score
     return best_first([Hit(chunk_id, score) for chunk_id, score in fused.items()])
 
 

@@ -1,7 +1,7 @@
-"""Search, read aloud: embed the query, rank by meaning and by words, fuse, join to SQL, rerank."""
+"""Search, read aloud: rank by words while the query is embedded, rank by meaning, fuse, join to SQL, rerank."""
 
 import asyncio
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
@@ -15,11 +15,13 @@ from retrieval.catalog import CollectionMissing
 from retrieval.database import Database
 from retrieval.filters import Filter, matches
 from retrieval.places import Place, places_from_rows, under_headings
-from retrieval.rankings import Fusion, Hit, Ranking, best_first, fuse, fuse_weighted
+from retrieval.rankings import Fusion, Hit, Ranking, best_first, fuse, fuse_weighted, scaled
 from retrieval.scope import Scope
+from retrieval.stages import Stages
 from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File
+from retrieval.together import in_thread, together
 from retrieval.views import IndexViews
-from serving.protocols import Embedder, Lane, Reranker
+from serving.protocols import Embedder, Lane, ModelUnknown, Reranker, ServingError
 
 DEPTH = 400
 """How many chunks both rankings go deep before they are fused. Scores are scaled by the least of them, and a long
@@ -27,6 +29,15 @@ document has several, so a shallow ranking scales away what only one of the two 
 """
 RERANK_DEPTH = 30
 """How many candidates the reranker reads: beyond it a small cross-encoder does more harm than good."""
+EARLY = 10
+"""How many of the best by words the reranker may read while it is not known yet whether they are candidates: so few
+that even if none is, it reads a third more and not twice as much.
+"""
+EARLY_SHARE = 0.2
+"""What words alone must give such a chunk of its fused score. Measured on 1,000 texts of SciFact with MiniLM: of six
+begun early, half a text is no candidate in the end; without this bound two of ten are none, and more where meaning
+weighs more.
+"""
 
 
 class SearchMode(StrEnum):
@@ -36,12 +47,23 @@ class SearchMode(StrEnum):
 
 
 class EmbeddingModelChanged(Exception):
-    """A collection holds vectors of another embedding model than the one that is running."""
+    """A collection holds vectors of another model than the one that its alias names now."""
 
-    def __init__(self, collection_id: str) -> None:
+    def __init__(self, collection_id: str, alias: str) -> None:
         super().__init__(
-            f"Vector store '{collection_id}' was made with another embedding model. "
-            "Set models.embedding to that model, or add its files to a new vector store."
+            f"Vector store '{collection_id}' was made with another embedding model than '{alias}' is now. "
+            f"Let '{alias}' in models.embedding be that model again, or add its files to a new vector store."
+        )
+
+
+class EmbeddingModelRemoved(EmbeddingModelChanged):
+    """A collection's embedding model is no longer among those that are served."""
+
+    def __init__(self, collection_id: str, alias: str) -> None:
+        Exception.__init__(
+            self,
+            f"Vector store '{collection_id}' needs the embedding model '{alias}', which is not served. "
+            "Add it to models.embedding again, or add the store's files to a new vector store.",
         )
 
 
@@ -86,16 +108,65 @@ class Candidates:
     best_similarity: float
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """One search. `aliases`: for each collection that held chunks when it began, that of its embedding model."""
+
+    scope: Scope
+    query: str
+    options: SearchOptions
+    lane: Lane
+    stages: Stages
+    aliases: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _ByWords:
+    """What the keyword indexes found. `documents`: those that a filter admits, or None without a filter."""
+
+    ranking: Ranking
+    documents: Set[int] | None
+    likely: tuple[FoundChunk, ...]
+    """The first few, which will hardly be missing among the candidates."""
+
+
+@dataclass(frozen=True)
+class _EmbeddedQuery:
+    """vectors: float32 (1, dimensions)."""
+
+    fingerprint: str
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Early:
+    """Relevance of some chunks by id, that is being computed; empty when the reranker failed."""
+
+    chunk_ids: Set[int]
+    scoring: asyncio.Task[dict[int, float]]
+
+
 class Searcher:
-    """Searches what a scope may read. `reranker` is None when none is configured."""
+    """Searches what a scope may read. `reranker` is None when none is configured.
+
+    `embedder_of` gives the embedding model of an alias; `default_embedding` is the alias of collections that
+    name none.
+    """
 
     def __init__(
-        self, database: Database, views: IndexViews, embedder: Embedder, reranker: Reranker | None
+        self,
+        database: Database,
+        views: IndexViews,
+        embedder_of: Callable[[str], Embedder],
+        reranker: Reranker | None,
+        *,
+        default_embedding: str,
     ) -> None:
         self._database = database
         self._views = views
-        self._embedder = embedder
+        self._embedder_of = embedder_of
         self._reranker = reranker
+        self._default_embedding = default_embedding
 
     async def search(
         self,
@@ -105,57 +176,120 @@ class Searcher:
         collection_ids: Sequence[str] | None = None,
         options: SearchOptions | None = None,
         lane: Lane = Lane.INTERACTIVE,
+        stages: Stages | None = None,
     ) -> Candidates:
         """Searches the named collections, or all that the scope may read.
+
+        Each of the three reads of SQL begins after the call, so that all of them see what was committed before
+        it; the last one decides what is still there to be found. Its times go into `stages`: embed, keywords,
+        vectors, load, rerank.
 
         Raises CollectionMissing, EmbeddingModelChanged, and what the models raise: a failed model never turns
         a search into a lesser one in silence.
         """
         options = options or SearchOptions()
-        vectors, fingerprint = None, None
-        if options.mode is not SearchMode.KEYWORD:
-            fingerprint = (await self._embedder.describe()).fingerprint
-            vectors = await self._embedder.embed([query], lane=lane)
+        aliases = await in_thread(self._aliases, scope, collection_ids)
+        asked = _Asked(scope, query, options, lane, stages or Stages(), aliases)
         reranker = self._reranker if options.rerank else None
-        depth = max(options.limit, RERANK_DEPTH) if reranker else options.limit
-        candidates = await asyncio.to_thread(
-            self._rank, scope, query, vectors, fingerprint, collection_ids, options, depth
-        )
-        if reranker and candidates.chunks:
-            candidates = await _rerank(reranker, query, candidates, lane)
+        async with together() as tasks:
+            embedding = tasks.create_task(self._embed(asked))
+            by_words = await in_thread(self._rank_by_words, asked, reranks=reranker is not None)
+            early = None
+            if reranker and by_words.likely and not embedding.done():
+                scoring = tasks.create_task(_score_early(reranker, asked, by_words.likely))
+                early = _Early({chunk.chunk_id for chunk in by_words.likely}, scoring)
+            depth = max(options.limit, RERANK_DEPTH) if reranker else options.limit
+            candidates = await in_thread(self._rank, asked, by_words, await embedding, depth)
+            if reranker:
+                relevance = await _relevance(reranker, asked, candidates.chunks, early)
+                candidates = _blended(candidates, relevance)
         kept = [chunk for chunk in candidates.chunks if chunk.score >= options.score_threshold]
         return replace(candidates, chunks=tuple(kept[: options.limit]))
 
+    def _aliases(self, scope: Scope, collection_ids: Sequence[str] | None) -> dict[str, str]:
+        """Of each collection that holds chunks: an empty one needs no model, not even one that is gone."""
+        with self._database.read() as session:
+            return {
+                collection.id: collection.embedding_model or self._default_embedding
+                for collection in _readable(session, scope, collection_ids)
+                if collection.head > 0
+            }
+
+    async def _embed(self, asked: _Asked) -> dict[str, _EmbeddedQuery]:
+        """The query as each alias's model understands it. All at once."""
+        if asked.options.mode is SearchMode.KEYWORD:
+            return {}
+        with asked.stages.measure("embed"):
+            async with together() as tasks:
+                embedding = {
+                    alias: tasks.create_task(self._embed_by(asked, alias))
+                    for alias in dict.fromkeys(asked.aliases.values())
+                }
+        return {alias: task.result() for alias, task in embedding.items()}
+
+    async def _embed_by(self, asked: _Asked, alias: str) -> _EmbeddedQuery:
+        try:
+            embedder = self._embedder_of(alias)
+            card = await embedder.describe()
+            vectors = await embedder.embed(
+                [asked.query], lane=asked.lane, cache_salt=asked.scope.tenant_id, truncate=True
+            )
+        except ModelUnknown as error:
+            needing = next(each for each, wanted in asked.aliases.items() if wanted == alias)
+            raise EmbeddingModelRemoved(needing, alias) from error
+        return _EmbeddedQuery(card.fingerprint, vectors)
+
+    def _rank_by_words(self, asked: _Asked, *, reranks: bool) -> _ByWords:
+        """Also lets the indexes follow the log and the filter choose its documents, whatever the mode."""
+        with self._database.read() as session:
+            with asked.stages.measure("keywords"):
+                collections = _present(session, asked)
+                documents = _matching(session, asked, collections)
+                hits: list[Hit] = []
+                for collection in collections:
+                    view = self._views.follow(session, collection)
+                    if view is not None and asked.options.mode is not SearchMode.VECTOR:
+                        hits += view.keywords.search([asked.query], DEPTH, documents=documents)[0]
+                ranking = best_first(hits)[:DEPTH]
+            likely: tuple[FoundChunk, ...] = ()
+            if reranks and (hits_to_load := _likely(ranking, asked.options)):
+                with asked.stages.measure("load"):
+                    likely = _load(session, asked, hits_to_load, EARLY)
+        return _ByWords(ranking, documents, likely)
+
     def _rank(
-        self,
-        scope: Scope,
-        query: str,
-        vectors: NDArray[np.float32] | None,
-        fingerprint: str | None,
-        collection_ids: Sequence[str] | None,
-        options: SearchOptions,
-        depth: int,
+        self, asked: _Asked, by_words: _ByWords, queries: Mapping[str, _EmbeddedQuery], depth: int
     ) -> Candidates:
         with self._database.read() as session:
-            collections = _readable(session, scope, collection_ids)
-            documents = _matching(session, scope, collections, options.filters)
-            dense: list[Hit] = []
-            words: list[Hit] = []
-            for collection in collections:
-                view = self._views.follow(session, collection)
-                if view is None:
-                    continue
-                if vectors is not None:
-                    if collection.fingerprint != fingerprint:
-                        raise EmbeddingModelChanged(collection.id)
-                    dense += view.vectors.search(vectors, DEPTH, documents=documents)[0]
-                if options.mode is not SearchMode.VECTOR:
-                    words += view.keywords.search([query], DEPTH, documents=documents)[0]
-            ranking = _fuse(best_first(dense)[:DEPTH], best_first(words)[:DEPTH], options)
-            return Candidates(
-                chunks=_load(session, scope, collections, ranking, depth),
-                best_similarity=max((hit.score for hit in dense), default=0.0),
-            )
+            by_meaning: list[Ranking] = []
+            if queries:
+                with asked.stages.measure("vectors"):
+                    by_meaning = self._rank_by_meaning(session, asked, by_words.documents, queries)
+            with asked.stages.measure("load"):
+                ranking = _fuse(_joined(by_meaning), by_words.ranking, asked.options)
+                chunks = _load(session, asked, ranking, depth)
+        best = max((ranking[0].score for ranking in by_meaning if ranking), default=0.0)
+        return Candidates(chunks=chunks, best_similarity=best)
+
+    def _rank_by_meaning(
+        self,
+        session: Session,
+        asked: _Asked,
+        documents: Set[int] | None,
+        queries: Mapping[str, _EmbeddedQuery],
+    ) -> list[Ranking]:
+        """One ranking of each model."""
+        hits: dict[str, list[Hit]] = {alias: [] for alias in queries}
+        for collection in _present(session, asked):
+            view = self._views.follow(session, collection)
+            if view is None:
+                continue
+            alias = asked.aliases[collection.id]
+            query = queries[alias]
+            if collection.fingerprint != query.fingerprint:
+                raise EmbeddingModelChanged(collection.id, alias)
+            hits[alias] += view.vectors.search(query.vectors, DEPTH, documents=documents)[0]
+        return [best_first(each)[:DEPTH] for each in hits.values()]
 
 
 def _readable(session: Session, scope: Scope, collection_ids: Sequence[str] | None) -> list[Collection]:
@@ -169,19 +303,44 @@ def _readable(session: Session, scope: Scope, collection_ids: Sequence[str] | No
     return list(found.values())
 
 
-def _matching(
-    session: Session, scope: Scope, collections: Sequence[Collection], filters: Filter | None
-) -> Set[int] | None:
+def _present(session: Session, asked: _Asked) -> list[Collection]:
+    """The collections of a search that are there still, as this transaction sees them."""
+    return list(
+        session.scalars(
+            select(Collection).where(
+                Collection.tenant_id == asked.scope.tenant_id, Collection.id.in_(asked.aliases)
+            )
+        )
+    )
+
+
+def _matching(session: Session, asked: _Asked, collections: Sequence[Collection]) -> Set[int] | None:
     """The documents that a filter admits, or None without a filter."""
+    filters = asked.options.filters
     if filters is None:
         return None
     rows = session.execute(
         select(Document.id, Document.attributes).where(
-            Document.tenant_id == scope.tenant_id,
+            Document.tenant_id == asked.scope.tenant_id,
             Document.collection_id.in_([collection.id for collection in collections]),
         )
     )
     return frozenset(document_id for document_id, attributes in rows if matches(filters, attributes))
+
+
+def _likely(by_words: Ranking, options: SearchOptions) -> Ranking:
+    """The first hits of a hybrid search that will hardly be missing once it is fused. Scores are scaled."""
+    if options.mode is not SearchMode.HYBRID:
+        return ()
+    weight = 1 - options.dense_weight
+    return tuple(hit for hit in scaled(by_words)[:EARLY] if weight * hit.score >= EARLY_SHARE)
+
+
+def _joined(rankings: Sequence[Ranking]) -> Ranking:
+    """One ranking from one of each model. Cosines of two models do not compare, so each is scaled first."""
+    if len(rankings) == 1:
+        return rankings[0]
+    return best_first([hit for ranking in rankings for hit in scaled(ranking)])[:DEPTH]
 
 
 def _fuse(dense: Ranking, words: Ranking, options: SearchOptions) -> Ranking:
@@ -194,10 +353,12 @@ def _fuse(dense: Ranking, words: Ranking, options: SearchOptions) -> Ranking:
             return fuse(options.fusion, [dense, words], [options.dense_weight, 1 - options.dense_weight])
 
 
-def _load(
-    session: Session, scope: Scope, collections: Sequence[Collection], ranking: Ranking, limit: int
-) -> tuple[FoundChunk, ...]:
-    """Joins hits to SQL: what is deleted or not the scope's to see drops out, whatever an index said."""
+def _load(session: Session, asked: _Asked, ranking: Ranking, limit: int) -> tuple[FoundChunk, ...]:
+    """Joins hits to SQL: what is deleted or not the scope's to see drops out, whatever an index said.
+
+    So does what the filter no longer admits: the documents were chosen in an earlier transaction.
+    """
+    filters = asked.options.filters
     scores = {hit.chunk_id: hit.score for hit in ranking[: limit * 2]}
     rows = session.execute(
         select(Chunk, Document.file_id, Document.attributes, File.filename)
@@ -205,8 +366,8 @@ def _load(
         .join(File, File.id == Document.file_id)
         .where(
             Chunk.id.in_(scores),
-            Chunk.tenant_id == scope.tenant_id,
-            Chunk.collection_id.in_([collection.id for collection in collections]),
+            Chunk.tenant_id == asked.scope.tenant_id,
+            Chunk.collection_id.in_(asked.aliases),
             Document.status == DocumentStatus.COMPLETED,
         )
     )
@@ -228,21 +389,60 @@ def _load(
             score=scores[chunk.id],
         )
         for chunk, file_id, attributes, filename in rows
+        if filters is None or matches(filters, attributes)
     ]
     return _ordered(found)[:limit]
 
 
-async def _rerank(reranker: Reranker, query: str, candidates: Candidates, lane: Lane) -> Candidates:
+async def _score(reranker: Reranker, asked: _Asked, chunks: Sequence[FoundChunk]) -> dict[int, float]:
+    """Relevance by chunk id."""
+    if not chunks:
+        return {}
+    with asked.stages.measure("rerank"):
+        scores = await reranker.score(
+            asked.query,
+            [under_headings(chunk.headings, chunk.text) for chunk in chunks],
+            lane=asked.lane,
+            cache_salt=asked.scope.tenant_id,
+            truncate=True,
+        )
+    return {chunk.chunk_id: float(score) for chunk, score in zip(chunks, scores, strict=True)}
+
+
+async def _score_early(reranker: Reranker, asked: _Asked, chunks: Sequence[FoundChunk]) -> dict[int, float]:
+    """As `_score`, but a failure is none yet: what fails may not even be a candidate in the end."""
+    try:
+        return await _score(reranker, asked, chunks)
+    except ServingError:
+        return {}
+
+
+async def _relevance(
+    reranker: Reranker, asked: _Asked, chunks: Sequence[FoundChunk], early: _Early | None
+) -> dict[int, float]:
+    """As `_score` of all chunks, the same however many of them were begun early."""
+    if early is None:
+        return await _score(reranker, asked, chunks)
+    begun = [chunk for chunk in chunks if chunk.chunk_id in early.chunk_ids]
+    others = [chunk for chunk in chunks if chunk.chunk_id not in early.chunk_ids]
+    if not begun:
+        early.scoring.cancel()
+        return await _score(reranker, asked, others)
+    async with together() as tasks:
+        scoring = tasks.create_task(_score(reranker, asked, others))
+        known = await early.scoring
+        if not known:
+            known = await _score(reranker, asked, begun)
+    return {**known, **scoring.result()}
+
+
+def _blended(candidates: Candidates, relevance: Mapping[int, float]) -> Candidates:
     """Blends the first stage with the reranker in equal parts, both scaled to 0..1 over the candidates.
 
     Alone, a small cross-encoder orders texts outside its training worse than the first stage does.
     """
-    texts = [under_headings(chunk.headings, chunk.text) for chunk in candidates.chunks]
-    relevance = await reranker.score(query, texts, lane=lane)
     first = tuple(Hit(chunk.chunk_id, chunk.score) for chunk in candidates.chunks)
-    second = tuple(
-        Hit(chunk.chunk_id, float(score)) for chunk, score in zip(candidates.chunks, relevance, strict=True)
-    )
+    second = tuple(Hit(chunk.chunk_id, relevance[chunk.chunk_id]) for chunk in candidates.chunks)
     blended = {hit.chunk_id: hit.score for hit in fuse_weighted([first, second], [0.5, 0.5])}
     return replace(
         candidates,

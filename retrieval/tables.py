@@ -139,6 +139,8 @@ class Collection(Base):
     name: Mapped[str] = mapped_column(Text)
     attributes: Mapped[dict[str, Any]] = mapped_column(JSON)
     """OpenAI's `metadata`, a word that SQLAlchemy keeps for itself."""
+    embedding_model: Mapped[str | None] = mapped_column(Text)
+    """The alias of the model that embeds it; None, from before there was a choice, is the default one."""
     fingerprint: Mapped[str | None] = mapped_column(String(80))
     """Of the embedding model whose vectors it holds; set by its first document."""
     head: Mapped[int] = mapped_column(BigInteger, default=0)

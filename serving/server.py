@@ -2,356 +2,340 @@
 
 Vectors go out as little-endian float32 rows, errors as `{"error": {"type", "message", ...}}` with a type that
 serving.client turns back into the exception of serving.protocols. Only health and readiness need no token.
+
+The two routes that people wait for are plain Starlette with a check by hand: FastAPI's own costs a lone query .3 ms,
+and a burst of refusals as much for each.
 """
 
 import asyncio
-import logging
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict
-from functools import partial
-from typing import Annotated, Any, Generic, Protocol, TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
-from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    generate_latest,
-)
-from pydantic import BaseModel, ConfigDict, Field
+import orjson
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
 
-from serving.batching.batcher import Batcher, BatchModel, BatchReport, Limits, Rows
-from serving.protocols import EmbeddingModel, Lane, ModelUnavailable, Overloaded, ServingError, TextRefused
+from serving.batching.batcher import Rows
+from serving.hosting import ModelHost
+from serving.protocols import Lane, ModelUnavailable, ModelUnknown, Overloaded, TextRefused, TextTooLong
+from serving.readiness import Kind
+
+Computed = TypeVar("Computed")
 
 MAX_TEXTS = 1_024
 """In one request; serving.client sends more texts as several requests."""
 
-logger = logging.getLogger(__name__)
+MAX_BODY_BYTES = 64 * 1024 * 1024
 
-InputT_contra = TypeVar("InputT_contra", contravariant=True)
+LONGEST_DEADLINE_S = 3_600.0
 
-
-class LoadedModel(BatchModel[InputT_contra], Protocol[InputT_contra]):
-    """A model for the batcher, with what /ready tells of it."""
-
-    name: str
-    device: str
-    precision: str
+RETRY_AFTER_S = 5
+"""Told with 503: about what loading a model takes."""
 
 
-class LoadedEmbeddingModel(LoadedModel[str], Protocol):
-    """An embedding model with its card."""
-
-    card: EmbeddingModel
-
-
-ModelT = TypeVar("ModelT", bound=LoadedModel[Any])
-
-
-def create_app(
-    *,
-    load_embedding: Callable[[], LoadedEmbeddingModel],
-    load_reranking: Callable[[], LoadedModel[tuple[str, str]]] | None = None,
-    token: str | None = None,
-    limits: Limits | None = None,
-) -> FastAPI:
-    """The loaders run in a thread while the server already listens; what they raise shows in /ready.
+def create_app(host: ModelHost, *, token: str | None = None) -> FastAPI:
+    """The models load in threads while the server already listens; what they raise shows in /ready.
 
     With a `token`, all but /health and /ready ask for it as a bearer token.
     """
-    role = ModelsRole(load_embedding, load_reranking, token=token, limits=limits or Limits())
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with role.serving():
+        async with host.serving():
             yield
 
+    routes = ModelRoutes(host, token)
     # Without OpenAPI pages: they load scripts from elsewhere, and this server has no human callers.
-    app = FastAPI(title="Strongroom models", lifespan=lifespan, openapi_url=None)
-    app.state.role = role
-    app.include_router(open_routes)
-    app.include_router(guarded_routes)
-    for kind, _, _ in ERRORS:
-        app.add_exception_handler(kind, tell_error)
-    return app
+    return FastAPI(
+        title="Strongroom models",
+        lifespan=lifespan,
+        openapi_url=None,
+        routes=[
+            Route("/embed", routes.embed, methods=["POST"]),
+            Route("/rerank", routes.rerank, methods=["POST"]),
+            Route("/models/{kind}/{alias:path}", routes.card),
+            Route("/metrics", routes.metrics),
+            Route("/ready", routes.ready),
+            Route("/health", routes.health),
+        ],
+        exception_handlers={kind: tell_error for kind, _, _ in ERRORS},
+    )
 
 
-class Metrics:
-    """Prometheus metrics of the role. Labels are bounded: kind of model, lane, outcome."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        by_lane = ("model", "lane")
-        options: dict[str, Any] = {"registry": self.registry, "namespace": "strongroom_models"}
-        self.requests = Counter("requests", "Requests by outcome.", ("model", "outcome"), **options)
-        self.waiting = Gauge("waiting_texts", "Texts that no batch has taken yet.", by_lane, **options)
-        self.wait = Histogram(
-            "wait_seconds", "Longest wait of a batch's texts.", by_lane, buckets=_SECONDS, **options
-        )
-        self.run = Histogram("batch_seconds", "Time of a batch.", by_lane, buckets=_SECONDS, **options)
-        self.texts = Histogram("batch_texts", "Texts in a batch.", by_lane, buckets=_TEXTS, **options)
-        self.tokens = Counter("tokens", "Tokens computed, without padding.", by_lane, **options)
-        self.padding = Counter("padding_tokens", "Padding computed in vain.", by_lane, **options)
-
-    def record(self, kind: str, report: BatchReport) -> None:
-        """Called in a worker thread; prometheus-client locks for itself."""
-        labels = (kind, report.lane.value)
-        self.wait.labels(*labels).observe(report.longest_wait_s)
-        self.run.labels(*labels).observe(report.seconds)
-        self.texts.labels(*labels).observe(report.texts)
-        self.tokens.labels(*labels).inc(report.tokens)
-        self.padding.labels(*labels).inc(report.padded_tokens - report.tokens)
-
-
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_TEXTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-
-class HostedModel(Generic[ModelT]):
-    """One model of the role and its batcher: loading, ready or failed, with the reason."""
-
-    def __init__(
-        self, kind: str, load: Callable[[], ModelT], *, probe: object, limits: Limits, metrics: Metrics
-    ) -> None:
-        self.kind = kind
-        self._load = load
-        self._probe = probe
-        self._limits = limits
-        self._metrics = metrics
-        self._running: tuple[ModelT, Batcher[Any]] | None = None
-        self._told = {"state": "loading"}
-
-    async def open(self, exits: AsyncExitStack) -> None:
-        """Loads the model and starts its batcher, which `exits` stops. A failure is told by `readiness`."""
-        try:
-            model = await asyncio.to_thread(self._load)
-            record = partial(self._metrics.record, self.kind)
-            batcher = Batcher(model, probe=self._probe, limits=self._limits, on_batch=record)
-            await exits.enter_async_context(batcher)
-        except Exception as error:
-            # The task's edge: whoever asks for the model or for readiness is told, and the role goes on.
-            logger.exception("model_failed", extra={"model": self.kind})
-            reason = str(error) if isinstance(error, ModelUnavailable) else type(error).__name__
-            self._told = {"state": "failed", "reason": reason}
-        else:
-            self._running = model, batcher
-            facts = {"name": model.name, "device": model.device, "precision": model.precision}
-            self._told = {"state": "ready", **facts}
-
-    def readiness(self) -> dict[str, str]:
-        """State (loading, ready or failed), the reason of a failure, name, device and precision."""
-        fault = self._running[1].fault if self._running else None
-        return self._told | {"state": "failed", "reason": fault} if fault else self._told
-
-    def require(self) -> tuple[ModelT, Batcher[Any]]:
-        """Raises ModelUnavailable with the reason while the model is not there."""
-        if self._running is None:
-            reason = f" ({self._told['reason']})" if "reason" in self._told else ""
-            raise ModelUnavailable(f"The {self.kind} model is {self._told['state']}{reason}.")
-        return self._running
-
-    async def run(self, inputs: list[Any], *, lane: Lane, deadline_s: float | None) -> Rows:
-        """Batcher.run, counted by outcome."""
-        outcome = "cancelled"
-        try:
-            _, batcher = self.require()
-            rows = await batcher.run(inputs, lane=lane, deadline_s=deadline_s)
-            outcome = "ok"
-        except ServingError as error:
-            outcome = error_type(error)
-            raise
-        finally:
-            self._metrics.requests.labels(self.kind, outcome).inc()
-        return rows
-
-    def measure(self) -> None:
-        """Brings the gauges up to date."""
-        for lane in Lane:
-            waiting = self._running[1].waiting_texts(lane) if self._running else 0
-            self._metrics.waiting.labels(self.kind, lane.value).set(waiting)
-
-
-class ModelsRole:
-    """The models of one process."""
-
-    def __init__(
-        self,
-        load_embedding: Callable[[], LoadedEmbeddingModel],
-        load_reranking: Callable[[], LoadedModel[tuple[str, str]]] | None,
-        *,
-        token: str | None,
-        limits: Limits,
-    ) -> None:
-        self.token = token
-        self.metrics = metrics = Metrics()
-        self.embedding = HostedModel(
-            "embedding", load_embedding, probe="warm up", limits=limits, metrics=metrics
-        )
-        self.reranking = load_reranking and HostedModel(
-            "reranking", load_reranking, probe=("warm", "up"), limits=limits, metrics=metrics
-        )
-
-    @property
-    def models(self) -> list[HostedModel[Any]]:
-        """Those that are configured."""
-        return [self.embedding, self.reranking] if self.reranking else [self.embedding]
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        """Loads the models meanwhile, one after the other, and stops them at the end."""
-        async with AsyncExitStack() as exits:
-            loading = asyncio.create_task(self._open_all(exits))
-            try:
-                yield
-            finally:
-                loading.cancel()
-                await asyncio.wait({loading})
-
-    async def _open_all(self, exits: AsyncExitStack) -> None:
-        for model in self.models:
-            await model.open(exits)
-
-
-class EmbedRequest(BaseModel):
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
     """The body of POST /embed."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    texts: Annotated[list[str], Field(max_length=MAX_TEXTS)]
+    model: str
+    texts: list[str]
     lane: Lane
-    deadline_s: Annotated[float, Field(gt=0, le=3600)] | None = None
+    deadline_s: float | None
+    cache_salt: str
+    truncate: bool
 
 
+@dataclass(frozen=True, slots=True)
 class RerankRequest(EmbedRequest):
     """The body of POST /rerank."""
 
     query: str
 
 
+class RequestInvalid(Exception):
+    """The body cannot be right; the message names the field, and repeats none of its text."""
+
+
 class Unauthorized(Exception):
     """The bearer token is missing or wrong."""
-
-
-def role_of(request: Request) -> ModelsRole:
-    """The role that create_app put there."""
-    role: ModelsRole = request.app.state.role
-    return role
-
-
-def check_token(request: Request) -> None:
-    """Raises Unauthorized."""
-    expected = role_of(request).token
-    given = request.headers.get("authorization", "").removeprefix("Bearer ")
-    if expected is not None and not secrets.compare_digest(given.encode(), expected.encode()):
-        raise Unauthorized
-
-
-open_routes = APIRouter()
-guarded_routes = APIRouter(dependencies=[Depends(check_token)])
-Role = Annotated[ModelsRole, Depends(role_of)]
-
-
-@open_routes.get("/health")
-async def health() -> dict[str, str]:
-    """The process is alive."""
-    return {"status": "alive"}
-
-
-@open_routes.get("/ready")
-async def ready(role: Role) -> JSONResponse:
-    """200 when every configured model can answer, else 503; with state and reason of each."""
-    models = {model.kind: model.readiness() for model in role.models}
-    is_ready = all(told["state"] == "ready" for told in models.values())
-    return JSONResponse({"ready": is_ready, "models": models}, status_code=200 if is_ready else 503)
-
-
-@guarded_routes.get("/embedding")
-async def embedding(role: Role) -> JSONResponse:
-    """The EmbeddingModel as JSON."""
-    model, _ = role.embedding.require()
-    return JSONResponse(asdict(model.card))
-
-
-@guarded_routes.post("/embed")
-async def embed(body: EmbedRequest, request: Request, role: Role) -> Response:
-    """float32 (texts, dimensions), unit rows, with the fingerprint of the model that made them."""
-    work = role.embedding.run(body.texts, lane=body.lane, deadline_s=body.deadline_s)
-    rows = await _unless_departed(request, work)
-    model, _ = role.embedding.require()
-    return _as_bytes(rows, {"X-Fingerprint": model.card.fingerprint})
-
-
-@guarded_routes.post("/rerank")
-async def rerank(body: RerankRequest, request: Request, role: Role) -> Response:
-    """float32 (texts, 1), 0 to 1."""
-    if role.reranking is None:
-        raise ModelUnavailable("No reranking model is configured.")
-    pairs = [(body.query, text) for text in body.texts]
-    work = role.reranking.run(pairs, lane=body.lane, deadline_s=body.deadline_s)
-    return _as_bytes(await _unless_departed(request, work), {})
-
-
-@guarded_routes.get("/metrics")
-async def metrics(role: Role) -> Response:
-    """Prometheus text."""
-    for model in role.models:
-        model.measure()
-    return Response(generate_latest(role.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-
-async def _unless_departed(request: Request, work: Coroutine[Any, Any, Rows]) -> Rows:
-    """The result of `work`, which is cancelled when the client closes the connection."""
-    working = asyncio.create_task(work)
-    # The body has been read, so the next message can only be the disconnect.
-    departure = asyncio.create_task(_until_departed(request))
-    try:
-        await asyncio.wait({working, departure}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDeparted
-    finally:
-        departure.cancel()
-        working.cancel()
-
-
-async def _until_departed(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 class ClientDeparted(Exception):
     """Nobody waits for the reply any more."""
 
 
-def _as_bytes(rows: Rows, headers: dict[str, str]) -> Response:
-    shape = {"X-Rows": str(rows.shape[0]), "X-Dimensions": str(rows.shape[1])}
+class ModelRoutes:
+    """What the server answers."""
+
+    def __init__(self, host: ModelHost, token: str | None) -> None:
+        self._host = host
+        self._bearer = f"Bearer {token}".encode() if token else None
+
+    async def embed(self, request: Request) -> Response:
+        """float32 (texts, dimensions), unit rows, with the fingerprint of the model that made them."""
+        self._check_token(request)
+        asked = read_embed_request(await _read_body(request))
+        return await self._compute(request, Kind.EMBEDDING, asked, asked.texts)
+
+    async def rerank(self, request: Request) -> Response:
+        """float32 (texts, 1), 0 to 1."""
+        self._check_token(request)
+        asked = read_rerank_request(await _read_body(request))
+        return await self._compute(
+            request, Kind.RERANKING, asked, [(asked.query, text) for text in asked.texts]
+        )
+
+    async def card(self, request: Request) -> Response:
+        """The model's card. Loads a model that never was."""
+        self._check_token(request)
+        kind, alias = request.path_params["kind"], request.path_params["alias"]
+        if kind not in set(Kind):
+            raise RequestInvalid(f"kind: one of {', '.join(Kind)}")
+        card, fingerprint = await _unless_departed(request, self._host.describe(Kind(kind), alias))
+        return _json(asdict(card), headers={"X-Fingerprint": fingerprint})
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus text."""
+        self._check_token(request)
+        return Response(self._host.metrics(), media_type=CONTENT_TYPE_LATEST)
+
+    async def ready(self, _: Request) -> Response:
+        """200 when every default model can answer, else 503; with state and reason of each model."""
+        models = self._host.readiness()
+        is_ready = all(model.can_answer for model in models if model.is_default)
+        told = {"ready": is_ready, "models": [asdict(model) for model in models]}
+        return _json(told, status=200 if is_ready else 503)
+
+    async def health(self, _: Request) -> Response:
+        """The process is alive."""
+        return _json({"status": "alive"})
+
+    async def _compute(
+        self, request: Request, kind: Kind, asked: EmbedRequest, inputs: Sequence[Any]
+    ) -> Response:
+        computing = self._host.run(
+            kind,
+            asked.model,
+            inputs,
+            lane=asked.lane,
+            deadline_s=asked.deadline_s,
+            cache_salt=asked.cache_salt,
+            truncate=asked.truncate,
+        )
+        rows, fingerprint = await _unless_departed(request, computing)
+        return _as_bytes(rows, fingerprint)
+
+    def _check_token(self, request: Request) -> None:
+        """Raises Unauthorized."""
+        if self._bearer is not None:
+            given = request.headers.get("authorization", "").encode()
+            if not secrets.compare_digest(given, self._bearer):
+                raise Unauthorized
+
+
+def read_embed_request(body: bytes) -> EmbedRequest:
+    """Raises RequestInvalid."""
+    fields = _read_object(body, EMBED_FIELDS)
+    return EmbedRequest(**fields)
+
+
+def read_rerank_request(body: bytes) -> RerankRequest:
+    """Raises RequestInvalid."""
+    fields = _read_object(body, RERANK_FIELDS)
+    return RerankRequest(**fields)
+
+
+def _read_object(body: bytes, readers: dict[str, Callable[[Any], Any]]) -> dict[str, Any]:
+    """Each field by its reader, which gets None for a field that is not there."""
+    try:
+        told = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise RequestInvalid("body: not valid JSON in UTF-8") from None
+    if not isinstance(told, dict):
+        raise RequestInvalid("body: must be an object")
+    if unknown := told.keys() - readers.keys():
+        raise RequestInvalid(f"{min(unknown)[:64]}: unknown field; there are {', '.join(readers)}")
+    return {name: read(told.get(name)) for name, read in readers.items()}
+
+
+def _read_model(told: Any) -> str:
+    if not isinstance(told, str):
+        raise RequestInvalid("model: must be the alias of a model")
+    return told
+
+
+def _read_texts(told: Any) -> list[str]:
+    if not isinstance(told, list):
+        raise RequestInvalid("texts: must be a list of texts")
+    if len(told) > MAX_TEXTS:
+        raise RequestInvalid(f"texts: {len(told)} are too many; at most {MAX_TEXTS} in a request")
+    for index, text in enumerate(told):
+        if not isinstance(text, str):
+            raise RequestInvalid(f"texts.{index}: must be a text")
+    return told
+
+
+def _read_query(told: Any) -> str:
+    if not isinstance(told, str):
+        raise RequestInvalid("query: must be a text")
+    return told
+
+
+LANES = {lane.value: lane for lane in Lane}
+
+
+def _read_lane(told: Any) -> Lane:
+    lane = LANES.get(told) if isinstance(told, str) else None
+    if lane is None:
+        raise RequestInvalid(f"lane: must be one of {', '.join(LANES)}")
+    return lane
+
+
+def _read_deadline(told: Any) -> float | None:
+    if told is None:
+        return None
+    if type(told) not in {int, float} or not 0 < told <= LONGEST_DEADLINE_S:
+        raise RequestInvalid(f"deadline_s: must be above 0 and at most {LONGEST_DEADLINE_S:.0f} seconds")
+    return float(told)
+
+
+def _read_cache_salt(told: Any) -> str:
+    if told is None:
+        return ""
+    if not isinstance(told, str):
+        raise RequestInvalid("cache_salt: must be a text")
+    return told
+
+
+def _read_truncate(told: Any) -> bool:
+    if told is None:
+        return False
+    if not isinstance(told, bool):
+        raise RequestInvalid("truncate: must be true or false")
+    return told
+
+
+EMBED_FIELDS: dict[str, Callable[[Any], Any]] = {
+    "model": _read_model,
+    "texts": _read_texts,
+    "lane": _read_lane,
+    "deadline_s": _read_deadline,
+    "cache_salt": _read_cache_salt,
+    "truncate": _read_truncate,
+}
+RERANK_FIELDS = EMBED_FIELDS | {"query": _read_query}
+
+
+async def _read_body(request: Request) -> bytes:
+    """Raises RequestInvalid beyond the bound, without having read the rest, and ClientDeparted."""
+    content = bytearray()
+    try:
+        async for part in request.stream():
+            content += part
+            if len(content) > MAX_BODY_BYTES:
+                raise RequestInvalid(f"body: at most {MAX_BODY_BYTES} bytes")
+    except ClientDisconnect:
+        raise ClientDeparted from None
+    return bytes(content)
+
+
+async def _unless_departed(request: Request, work: Coroutine[Any, Any, Computed]) -> Computed:
+    """The result of `work`, which is cancelled when the client closes the connection."""
+    working = asyncio.current_task()
+    assert working is not None
+    watching: asyncio.Task[None] | None = None
+    departed = False
+
+    async def watch() -> None:
+        nonlocal departed
+        # The body has been read, so the next message can only be the disconnect.
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        departed = True
+        working.cancel()
+
+    def begin_to_watch() -> None:
+        nonlocal watching
+        watching = asyncio.create_task(watch())
+
+    # Only when the work has to wait: a refusal at the door, of which a burst brings many, needs no task.
+    beginning = asyncio.get_running_loop().call_soon(begin_to_watch)
+    try:
+        return await work
+    except asyncio.CancelledError:
+        # The server may stop at the same moment, and then it is obeyed.
+        if departed and not working.uncancel():
+            raise ClientDeparted from None
+        raise
+    finally:
+        beginning.cancel()
+        if watching is not None:
+            watching.cancel()
+
+
+def _as_bytes(rows: Rows, fingerprint: str) -> Response:
+    headers = {
+        "X-Rows": str(rows.shape[0]),
+        "X-Dimensions": str(rows.shape[1]),
+        "X-Fingerprint": fingerprint,
+    }
     content = rows.astype("<f4", copy=False).tobytes()
-    return Response(content, media_type="application/octet-stream", headers=shape | headers)
+    return Response(content, media_type="application/octet-stream", headers=headers)
 
 
-def error_type(error: Exception) -> str:
-    """The name of an error on the wire, known to serving.client."""
-    return next(name for kind, name, _ in ERRORS if isinstance(error, kind))
+def _json(told: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(told), status, headers, "application/json")
 
 
 ERRORS: list[tuple[type[Exception], str, int]] = [
     (Overloaded, "overloaded", 429),
+    (TextTooLong, "text_too_long", 400),
     (TextRefused, "text_refused", 400),
-    (RequestValidationError, "invalid_request", 400),
+    (RequestInvalid, "invalid_request", 400),
     (Unauthorized, "unauthorized", 401),
-    (ServingError, "model_unavailable", 503),
+    (ModelUnknown, "model_unknown", 404),
+    (ModelUnavailable, "model_unavailable", 503),
     (ClientDeparted, "client_departed", 499),
 ]
 
 
-async def tell_error(_: Request, error: Exception) -> JSONResponse:
+async def tell_error(_: Request, error: Exception) -> Response:
     """Every error of this server, by the table above."""
     name, status = next((name, status) for kind, name, status in ERRORS if isinstance(error, kind))
     told: dict[str, Any] = {"type": name, "message": str(error)}
@@ -360,11 +344,14 @@ async def tell_error(_: Request, error: Exception) -> JSONResponse:
         case Overloaded():
             told["retry_after_s"] = error.retry_after_s
             headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+        case TextTooLong():
+            told |= {"index": error.index, "tokens": error.tokens, "max_tokens": error.max_tokens}
         case TextRefused():
             told |= {"index": error.index, "reason": error.reason}
-        case RequestValidationError():
-            # Without the input, which pydantic repeats: it is somebody's text.
-            told["message"] = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        case ModelUnknown():
+            told |= {"alias": error.alias, "available": error.available}
+        case ModelUnavailable():
+            headers["Retry-After"] = str(RETRY_AFTER_S)
         case Unauthorized():
             headers["WWW-Authenticate"] = "Bearer"
-    return JSONResponse({"error": told}, status_code=status, headers=headers)
+    return _json({"error": told}, status=status, headers=headers)

@@ -8,6 +8,7 @@ from app.auth import KeyInvalid, NotAllowed
 from app.services import Services
 from retrieval.scope import Scope
 from retrieval.tables import Role
+from serving.protocols import Lane
 
 
 def services_of(request: Request) -> Services:
@@ -29,6 +30,20 @@ async def writing_scope_of(request: Request) -> Scope:
     if not scope.may_write:
         raise NotAllowed(Role.WRITER)
     return scope
+
+
+def deadline_of(request: Request, *, longest_s: float) -> float:
+    """How long the caller waits for a reply that comes whole: OpenAI's own clients tell, in seconds."""
+    try:
+        told = float(request.headers.get("x-stainless-read-timeout", longest_s))
+    except ValueError:
+        return longest_s
+    return min(told, longest_s) if told > 0 else longest_s
+
+
+def lane_of(service_tier: str | None) -> Lane:
+    """OpenAI's cheap and slow tier stands behind people."""
+    return Lane.BULK if service_tier == "flex" else Lane.INTERACTIVE
 
 
 UseServices = Annotated[Services, Depends(services_of)]

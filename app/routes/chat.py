@@ -2,22 +2,25 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from retrieval.stages import Stages
 
-from app.chat import CHAT_PATH, RAG_MODEL, Grounding
+from app.chat import CHAT_PATH, RAG_MODEL, Grounding, lost_event
 from app.errors import BadRequest, UnknownModel
-from app.routes.caller import Reader, UseServices
+from app.prompt import as_prefix
+from app.routes.caller import Reader, UseServices, deadline_of, lane_of
 from app.routes.filters import FilterBody, to_filter
 from app.routes.models import engine_model_names, model_names
 from app.services import Services
 from app.streaming import StreamedReply, unless_departed, with_first
 from retrieval.scope import Scope
-from serving.generation.gateway import ModelNotServed, Reply
-from serving.protocols import EngineUnavailable
+from serving.generation.gateway import EngineLost, ModelNotServed, Reply
+from serving.protocols import EngineUnavailable, Lane
 
 router = APIRouter()
 
@@ -115,26 +118,55 @@ async def chat_completions(request: Request, services: UseServices, scope: Reade
     body, sent = _parse(ChatBody, raw)
     grounding = _grounding(body)
     if grounding is None:
-        return await _pass_through(request, services, scope, CHAT_PATH, body, raw)
+        engine_request = EngineRequest(
+            CHAT_PATH, raw, body, prefix=as_prefix(sent["messages"]), lane=lane_of(body.service_tier)
+        )
+        return await _pass_through(request, services, scope, engine_request)
     if not any(message.role == "user" for message in body.messages):
         raise BadRequest("messages needs a message with the role 'user' to search for.", param="messages")
     model = await _generation_model(services, scope, body.model)
+    stages = Stages()
     prepared = await unless_departed(
-        request, services.chat.prepare(scope, _for_engine(sent), grounding, model=model)
+        request,
+        services.chat.prepare(
+            scope,
+            _for_engine(sent),
+            grounding,
+            model=model,
+            lane=lane_of(body.service_tier),
+            stages=stages,
+        ),
     )
     if body.stream:
-        return StreamedReply(
-            await unless_departed(request, with_first(services.chat.stream(prepared))), media_type=EVENTS
-        )
-    completion = await unless_departed(request, services.chat.complete(prepared))
-    return Response(orjson.dumps(completion), media_type="application/json")
+        with stages.measure("generate"):
+            events = await unless_departed(request, with_first(services.chat.stream(prepared)))
+        return StreamedReply(events, media_type=EVENTS, headers=services.metrics.told(stages))
+    deadline_s = deadline_of(request, longest_s=services.settings.engine.timeout_s)
+    completion = await unless_departed(request, services.chat.complete(prepared, deadline_s=deadline_s))
+    return Response(
+        orjson.dumps(completion), media_type="application/json", headers=services.metrics.told(stages)
+    )
 
 
 @router.post(COMPLETIONS_PATH, openapi_extra=OPENAPI_BODY)
 async def completions(request: Request, services: UseServices, scope: Reader) -> Response:
     raw = await request.body()
     body, _ = _parse(CompletionBody, raw)
-    return await _pass_through(request, services, scope, COMPLETIONS_PATH, body, raw)
+    prompt = body.prompt if isinstance(body.prompt, str) else repr(body.prompt)
+    prefix = prompt.encode(errors="replace")
+    engine_request = EngineRequest(COMPLETIONS_PATH, raw, body, prefix=prefix, lane=Lane.INTERACTIVE)
+    return await _pass_through(request, services, scope, engine_request)
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What goes to an engine as it came."""
+
+    path: str
+    raw: bytes
+    body: Sampling
+    prefix: bytes
+    lane: Lane
 
 
 def _parse(kind: type[Body], raw: bytes) -> tuple[Body, dict[str, Any]]:
@@ -209,25 +241,45 @@ async def _why_no_engine(services: Services) -> str:
     )
 
 
-async def _pass_through(
-    request: Request, services: Services, scope: Scope, path: str, body: Sampling, raw: bytes
-) -> Response:
+async def _pass_through(request: Request, services: Services, scope: Scope, asked: EngineRequest) -> Response:
     """The engine's own reply, byte for byte."""
+    stages = Stages()
+    whole = not asked.body.stream
     async with AsyncExitStack() as stack:
+        sending = services.gateway.send(
+            asked.path,
+            asked.raw,
+            model=asked.body.model,
+            tenant=scope.tenant_id,
+            lane=asked.lane,
+            prefix=asked.prefix,
+            deadline_s=deadline_of(request, longest_s=services.settings.engine.timeout_s) if whole else None,
+        )
         try:
-            sending = services.gateway.send(path, raw, model=body.model)
-            reply = await unless_departed(request, stack.enter_async_context(sending))
+            with stages.measure("generate"):
+                reply = await unless_departed(request, stack.enter_async_context(sending))
+                content = await unless_departed(request, reply.read()) if whole else b""
         except ModelNotServed as error:
-            raise UnknownModel(body.model, await model_names(services, scope)) from error
-        if not body.stream:
-            content = await unless_departed(request, reply.read())
-            return Response(content, reply.status, media_type=reply.content_type)
+            raise UnknownModel(asked.body.model, await model_names(services, scope)) from error
+        headers = services.metrics.told(stages)
+        if whole:
+            return Response(content, reply.status, media_type=reply.content_type, headers=headers)
         return StreamedReply(
-            _relay(reply, stack.pop_all()), status=reply.status, media_type=reply.content_type
+            _relay(reply, stack.pop_all()),
+            status=reply.status,
+            media_type=reply.content_type,
+            headers=headers,
         )
 
 
 async def _relay(reply: Reply, stack: AsyncExitStack) -> AsyncGenerator[bytes]:
+    """What the engine sends, unread. If it is lost, an event says so where [DONE] would stand."""
     async with stack:
-        async for chunk in reply.chunks():
-            yield chunk
+        try:
+            async for chunk in reply.chunks():
+                yield chunk
+        except EngineLost as error:
+            if not reply.content_type.startswith(EVENTS):
+                raise
+            # The engine may have been cut within a line.
+            yield b"\n\n" + lost_event(error)

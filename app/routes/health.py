@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import asdict
 from typing import Any
 
 import orjson
@@ -42,7 +43,17 @@ async def ready(services: UseServices) -> Response:
 
 @router.get("/metrics")
 async def metrics(services: UseServices, scope: Reader) -> Response:  # noqa: ARG001 - a key is needed
-    return Response(services.metrics.render(), media_type=ApiMetrics.MEDIA_TYPE)
+    """This role's, and those of the models server and of the engines as far as they answer."""
+    of_others = await asyncio.gather(_models_metrics(services), services.gateway.engine_metrics())
+    content = b"".join([services.metrics.render(), *of_others])
+    return Response(content, media_type=ApiMetrics.MEDIA_TYPE)
+
+
+async def _models_metrics(services: Services) -> bytes:
+    try:
+        return await services.models.metrics()
+    except ModelUnavailable:
+        return b""
 
 
 async def _models(services: Services) -> dict[str, Any]:
@@ -51,12 +62,13 @@ async def _models(services: Services) -> dict[str, Any]:
     except ModelUnavailable as error:
         return {"state": "unavailable", "reason": str(error)}
     waiting = [
-        f"{kind}: {each.get('reason', each['state'])}"
-        for kind, each in models.items()
-        if each["state"] != "ready"
+        f"{model.kind} {alias}: {model.reason or model.state}"
+        for alias, model in models.items()
+        if model.is_default and not model.can_answer
     ]
     state = "unavailable" if waiting else "ready"
-    return {"state": state, "reason": "; ".join(waiting) or "loaded", "models": models}
+    told = {alias: asdict(model) for alias, model in models.items()}
+    return {"state": state, "reason": "; ".join(waiting) or "loaded", "models": told}
 
 
 async def _engine(services: Services) -> dict[str, Any]:

@@ -35,8 +35,7 @@ async def get_model(name: str, services: UseServices, scope: Reader) -> dict[str
 async def model_names(services: Services, scope: Scope) -> list[str]:
     """`rag`, one `rag/…` for each collection of the scope, and the plain models."""
     engines = await engine_model_names(services)
-    models = services.settings.models
-    plain = [*engines, embedding_name(services), *([reranker_name(services)] if models.reranker else [])]
+    plain = [*engines, *embedding_aliases(services), *reranker_aliases(services)]
     collections = await asyncio.to_thread(_collection_names, services, scope)
     return [RAG_MODEL, *(f"{RAG_MODEL}/{name}" for name in collections), *plain]
 
@@ -46,12 +45,14 @@ async def engine_model_names(services: Services) -> Sequence[str]:
     return [model.id for model in await services.gateway.models()]
 
 
-def embedding_name(services: Services) -> str:
-    return services.settings.models.embedding.rstrip("/").rpartition("/")[2]
+def embedding_aliases(services: Services) -> list[str]:
+    """The default first."""
+    return [model.alias for model in services.settings.models.embeddings]
 
 
-def reranker_name(services: Services) -> str:
-    return services.settings.models.reranker.rstrip("/").rpartition("/")[2]
+def reranker_aliases(services: Services) -> list[str]:
+    """The default first; none when reranking is off."""
+    return [model.alias for model in services.settings.models.rerankers]
 
 
 def shape(name: str) -> dict[str, Any]:

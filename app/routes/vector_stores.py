@@ -3,18 +3,23 @@
 import time
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from sqlalchemy.orm import Session
 
+from app.errors import BadRequest
 from app.routes.caller import Reader, UseServices, Writer
 from app.routes.filters import FilterBody, to_filter
 from app.routes.listing import Page, listing, one_more
+from app.routes.models import embedding_aliases
+from app.services import Services
+from app.streaming import unless_departed
 from retrieval import catalog
 from retrieval.passages import read_text
 from retrieval.rankings import Fusion
 from retrieval.scope import Scope
 from retrieval.search import FoundChunk, SearchMode, SearchOptions
+from retrieval.stages import Stages
 from retrieval.tables import Collection, Document, DocumentStatus
 
 router = APIRouter(prefix="/v1/vector_stores")
@@ -69,6 +74,8 @@ class CreateStore(Body):
     file_ids: list[str] = Field(default_factory=list, max_length=500)
     metadata: Metadata | None = None
     chunking_strategy: Chunking | None = None
+    embedding_model: str | None = None
+    """Ours: the alias of a configured embedding model. It stays; without one, the default is taken."""
 
 
 class ModifyStore(Body):
@@ -104,9 +111,15 @@ class SearchStore(Body):
 @router.post("")
 def create_store(body: CreateStore, services: UseServices, scope: Writer) -> dict[str, Any]:
     now = time.time()
+    embedding_model = _embedding_model(services, body.embedding_model)
     with services.database.write() as session:
         collection = catalog.create_collection(
-            session, scope, name=body.name or "", attributes=dict(body.metadata or {}), now=now
+            session,
+            scope,
+            name=body.name or "",
+            attributes=dict(body.metadata or {}),
+            embedding_model=embedding_model,
+            now=now,
         )
         for file_id in body.file_ids:
             catalog.attach_file(
@@ -118,20 +131,20 @@ def create_store(body: CreateStore, services: UseServices, scope: Writer) -> dic
                 chunking=_chunking(body.chunking_strategy),
                 now=now,
             )
-        return _shape_stores(session, scope, [collection])[0]
+        return _shape_stores(session, services, scope, [collection])[0]
 
 
 @router.get("")
 def list_stores(services: UseServices, scope: Reader, page: Page) -> dict[str, Any]:
     with services.database.read() as session:
         rows = catalog.list_collections(session, scope, one_more(page))
-        return listing(_shape_stores(session, scope, rows), page, lambda shaped: shaped)
+        return listing(_shape_stores(session, services, scope, rows), page, lambda shaped: shaped)
 
 
 @router.get("/{store_id}")
 def get_store(store_id: str, services: UseServices, scope: Reader) -> dict[str, Any]:
     with services.database.read() as session:
-        return _shape_stores(session, scope, [catalog.get_collection(session, scope, store_id)])[0]
+        return _shape_stores(session, services, scope, [catalog.get_collection(session, scope, store_id)])[0]
 
 
 @router.post("/{store_id}")
@@ -142,7 +155,7 @@ def modify_store(store_id: str, body: ModifyStore, services: UseServices, scope:
             collection.name = body.name
         if body.metadata is not None:
             collection.attributes = dict(body.metadata)
-        return _shape_stores(session, scope, [collection])[0]
+        return _shape_stores(session, services, scope, [collection])[0]
 
 
 @router.delete("/{store_id}")
@@ -222,7 +235,12 @@ def get_parsed_content(store_id: str, file_id: str, services: UseServices, scope
 
 @router.post("/{store_id}/search")
 async def search_store(
-    store_id: str, body: SearchStore, services: UseServices, scope: Reader
+    request: Request,
+    response: Response,
+    store_id: str,
+    body: SearchStore,
+    services: UseServices,
+    scope: Reader,
 ) -> dict[str, Any]:
     query = body.query if isinstance(body.query, str) else "\n".join(body.query)
     ranking = body.ranking_options
@@ -236,7 +254,12 @@ async def search_store(
         filters=to_filter(body.filters) if body.filters is not None else None,
         rerank=ranking.ranker in ("auto", "default-2024-11-15"),
     )
-    candidates = await services.searcher.search(scope, query, collection_ids=[store_id], options=options)
+    stages = Stages()
+    searching = services.searcher.search(
+        scope, query, collection_ids=[store_id], options=options, stages=stages
+    )
+    candidates = await unless_departed(request, searching)
+    response.headers.update(services.metrics.told(stages))
     return {
         "object": "vector_store.search_results.page",
         "search_query": [query],
@@ -246,20 +269,37 @@ async def search_store(
     }
 
 
+def _embedding_model(services: Services, asked: str | None) -> str:
+    aliases = embedding_aliases(services)
+    if asked is None:
+        return aliases[0]
+    if asked not in aliases:
+        raise BadRequest(
+            f"embedding_model must be one of {', '.join(aliases)}; it is '{asked}'.", param="embedding_model"
+        )
+    return asked
+
+
 def _chunking(strategy: AutoStrategy | StaticStrategy | None) -> dict[str, Any]:
     return strategy.model_dump() if strategy is not None else {"type": "auto"}
 
 
-def _shape_stores(session: Session, scope: Scope, collections: list[Collection]) -> list[dict[str, Any]]:
-    """OpenAI's VectorStore objects."""
+def _shape_stores(
+    session: Session, services: Services, scope: Scope, collections: list[Collection]
+) -> list[dict[str, Any]]:
+    """OpenAI's VectorStore objects, with the embedding model's alias beside."""
+    default = _embedding_model(services, None)
     ids = [collection.id for collection in collections]
     counts = catalog.count_documents(session, scope, ids)
     usage = catalog.usage_bytes(session, scope, ids)
-    return [_shape_store(each, counts[each.id], usage.get(each.id, 0)) for each in collections]
+    return [_shape_store(each, counts[each.id], usage.get(each.id, 0), default) for each in collections]
 
 
 def _shape_store(
-    collection: Collection, counts: dict[DocumentStatus, int], usage_bytes: int
+    collection: Collection,
+    counts: dict[DocumentStatus, int],
+    usage_bytes: int,
+    default_embedding: str,
 ) -> dict[str, Any]:
     by_status = {status.value: counts.get(status, 0) for status in DocumentStatus}
     return {
@@ -274,6 +314,7 @@ def _shape_store(
         "expires_at": None,
         "last_active_at": int(collection.last_active_at),
         "metadata": collection.attributes,
+        "embedding_model": collection.embedding_model or default_embedding,
     }
 
 

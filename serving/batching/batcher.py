@@ -1,77 +1,47 @@
 """Joins concurrent requests into batches that a model can run at once, people first.
 
-State is `_Lane` and `_Request`: who waits for which texts. Policy is `Limits`, `choose_lane` and
-`choose_batch`: what runs next. Mechanism is `Batcher`: two tokenising threads, one worker thread that runs
-the model, and the futures that callers wait on. The worker takes the next batch when the device is free, so
-there are no timers, and an interactive text waits for one running batch at most. Tokenising first, budgets in
-tokens with padding counted, and dropping departed callers are ideas of Hugging Face's
-text-embeddings-inference.
+Policy is `choice` (what runs next), `cost` and `forecast` (how long it takes); state is `waiting` (who waits for what)
+and `replica`; mechanism is here. A text is tokenised in one of two threads, waits in its lane, and runs on whichever
+replica is free first. A replica has two threads: the worker runs forward passes; the preparer chooses and collates the
+next batch meanwhile, and hands out the rows of the last one. Batches wait for no timer, and nothing polls.
+
+    run ── admit ── tokenise ──> lane ── choose, collate ──> prefetched ── forward ──> deliver ──> run
+           (loop)   (2 threads)          (preparer)                        (worker)    (preparer)
+
+A batch is prefetched as soon as it is full: until then, whoever comes may still join it. The worker looks again when
+it takes it: if somebody of a higher lane came, or nobody wants one of its texts any more, the texts go back to the
+front of their queue. So a person waits for one running batch at most, unless a lower lane's turn is due.
+
+Tokenising first, budgets in tokens with padding counted, one batch prefetched, and dropping departed callers are
+ideas of Hugging Face's text-embeddings-inference.
+
+One lock guards all state. Encode, collate, forward, the copying of rows and `on_batch` run without it. Every call
+ends: what it waits for is being tokenised, or in flight (see `waiting`), or its rows are being copied. Texts in flight
+get on as long as the threads live; a thread that dies fails the batch it holds first, and another takes over.
 """
 
 import asyncio
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Generic, Protocol, Self, TypeVar
+from dataclasses import dataclass
+from itertools import islice
+from typing import Generic, Self, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from serving.protocols import Lane, ModelUnavailable, Overloaded, TextRefused
+from serving.batching.choice import Limits, choose_batch, choose_lane, lanes_above
+from serving.batching.cost import CostModel
+from serving.batching.forecast import Forecast
+from serving.batching.model import BatchModel, InputT, Rows, Tokens
+from serving.batching.replica import Batch, Replica
+from serving.batching.row_cache import RowCache, row_key
+from serving.batching.waiting import LaneCounts, LaneQueue, Missing, Request, Text, Waiting, tell
+from serving.protocols import Lane, ModelUnavailable, Overloaded, TextRefused, TextTooLong
 
-Rows = NDArray[np.float32]
-InputT = TypeVar("InputT")
-InputT_contra = TypeVar("InputT_contra", contravariant=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A text as the model reads it: int64 arrays of equal length, without padding."""
-
-    ids: NDArray[np.int64]
-    type_ids: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-
-class BatchModel(Protocol[InputT_contra]):
-    """What the batcher runs: `encode` in the tokenising threads, `forward` in the worker thread only."""
-
-    width: int
-    """Columns of the result."""
-
-    def encode(self, inputs: Sequence[InputT_contra]) -> list[Tokens]: ...
-
-    def forward(self, batch: Sequence[Tokens]) -> Rows:
-        """float32 (len(batch), width). Any exception means that at least one text cannot be processed."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How much runs at once and how much may wait."""
-
-    max_batch_tokens: int = 16_384
-    """Padding counted. It bounds the device's memory."""
-    max_batch_texts: int = 256
-    max_batch_s: float = 0.1
-    """The longest batch, as far as the measured speed foretells: what a person waits for at most.
-
-    It is short because that is free on a CPU, where batches of 2 cost as much a text as batches of 32, and a
-    GPU fills its token budget in less.
-    """
-    sorting_window: int = 256
-    """Texts among which those of like length are sought: choosing stays below a millisecond."""
-    max_waiting_texts: int = 8_192
-    """In each lane. The request that would go beyond it is refused at once."""
-    patience_s: Mapping[Lane, float] = field(
-        default_factory=lambda: {Lane.INTERACTIVE: math.inf, Lane.BULK: 1.0, Lane.BACKGROUND: 5.0}
-    )
-    """A lane that was passed over for so long gets the next batch, so that none starves behind people."""
+__all__ = ["BatchModel", "BatchReport", "Batcher", "LaneCounts", "Limits", "RowCache", "Rows", "Tokens"]
 
 
 @dataclass(frozen=True)
@@ -84,76 +54,8 @@ class BatchReport:
     padded_tokens: int
     seconds: float
     longest_wait_s: float
-
-
-@dataclass(eq=False)
-class _Request:
-    """One caller's texts. `waiting` holds what has not been taken into a batch."""
-
-    lane: Lane
-    texts: int
-    deadline: float
-    admitted_at: float
-    result: "asyncio.Future[Rows]"
-    rows: Rows
-    waiting: dict[int, Tokens] = field(default_factory=dict)
-    unfinished: int = 0
-    untaken: int = 0
-    """Texts that count as waiting: all of them from admission on, less those that a batch took."""
-    departed: bool = False
-
-
-@dataclass(eq=False)
-class _Lane:
-    """A first-in-first-out queue of requests."""
-
-    requests: dict[_Request, None] = field(default_factory=dict)
-    untaken: int = 0
-    passed_over_since: float = math.inf
-    """When the lane last got a batch or, if that is later, stopped being empty. Infinite while empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Text:
-    """One waiting text of a request."""
-
-    request: _Request
-    index: int
-    tokens: Tokens
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-def choose_lane(
-    passed_over_since: Mapping[Lane, float], *, now: float, patience_s: Mapping[Lane, float]
-) -> Lane | None:
-    """The lane passed over for longest beyond its patience, else the first with work; None without work.
-
-    A lane's time counts from its last batch and not from its oldest text: bulk texts are always old, so by
-    their age they would go first for ever.
-    """
-    ready = [lane for lane in Lane if passed_over_since[lane] < math.inf]
-    impatient = [lane for lane in ready if now - passed_over_since[lane] >= patience_s[lane]]
-    if impatient:
-        return min(impatient, key=lambda lane: passed_over_since[lane])
-    return ready[0] if ready else None
-
-
-def choose_batch(lengths: Sequence[int], *, token_budget: int, max_texts: int) -> list[int]:
-    """Positions of the texts that run together: the first, and those nearest to it in length while they fit.
-
-    The first always runs, so that none waits for ever; its neighbours in length waste the least padding.
-    """
-    nearest_first = sorted(range(len(lengths)), key=lambda position: abs(lengths[position] - lengths[0]))
-    chosen: list[int] = []
-    longest = 0
-    for position in nearest_first[:max_texts]:
-        longest = max(longest, lengths[position])
-        if chosen and longest * (len(chosen) + 1) > token_budget:
-            break
-        chosen.append(position)
-    return chosen
+    """From a request's admission until its batch started."""
+    replica: int
 
 
 class Batcher(Generic[InputT]):
@@ -161,325 +63,600 @@ class Batcher(Generic[InputT]):
 
     def __init__(
         self,
-        model: BatchModel[InputT],
+        replicas: Sequence[BatchModel[InputT]],
         *,
         probe: InputT,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] | None = None,
+        cache: RowCache | None = None,
+        fingerprint: str = "",
+        counts: Mapping[Lane, LaneCounts] | None = None,
     ) -> None:
         """`probe` is an input known to be good: it warms the model up and tells bad texts from a bad model.
 
-        `on_batch` is called in the worker thread.
+        `on_batch` is called in a replica's thread once the batch's callers have been told. `fingerprint` tells the
+        model apart in a `cache` that others use too. `counts` go on from those of a batcher before this one.
         """
-        self._model = model
+        self.counts: Mapping[Lane, LaneCounts] = counts or {lane: LaneCounts() for lane in Lane}
+        self._model = replicas[0]
         self._limits = limits or Limits()
         self._clock = clock
         self._on_batch = on_batch
+        self._cache = cache
+        self._fingerprint = fingerprint
         self._probe = probe
         self._probe_tokens: list[Tokens] = []
-        self._lanes = {lane: _Lane() for lane in Lane}
-        self._running: list[_Text] = []
-        self._tokens_per_s = 1.0
-        self._closing = False
-        self._fault: str | None = "not opened"
-        self._changed = threading.Condition()
-        self._worker: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._waiting = Waiting(self.counts)
+        self._forecast = Forecast(self._limits)
+        self._replicas = [Replica(index, model, self._lock) for index, model in enumerate(replicas)]
+        self._open = False
+        self._last_call_ended = clock()
         # A person's text is tokenised at once, however much bulk text is being tokenised beside it.
         self._people = ThreadPoolExecutor(1, thread_name_prefix="tokenize-interactive")
         self._machines = ThreadPoolExecutor(1, thread_name_prefix="tokenize-bulk")
 
     @property
     def fault(self) -> str | None:
-        """Why the model cannot answer now; None while it can."""
-        return self._fault
+        """Why the model cannot answer now; None while a replica of it can."""
+        if not self._open:
+            return "the model is not running"
+        faults = self.replica_faults
+        return faults[0] if all(faults) else None
+
+    @property
+    def replica_faults(self) -> tuple[str | None, ...]:
+        """Why a replica cannot answer now; None for one that can."""
+        return tuple(replica.fault for replica in self._replicas)
 
     def waiting_texts(self, lane: Lane) -> int:
         """Texts of the lane that no batch has taken yet."""
-        return self._lanes[lane].untaken
+        return len(self._waiting.lanes[lane])
+
+    @property
+    def idle_since(self) -> float:
+        """When the last call ended, by the clock; infinite while one goes on."""
+        return math.inf if self._waiting.requests else self._last_call_ended
 
     async def __aenter__(self) -> Self:
-        """Raises ModelUnavailable when the model fails on the probe."""
-        await asyncio.to_thread(self._warm_up)
-        self._start_worker()
+        """Raises ModelUnavailable when a replica fails on the probe."""
+        try:
+            self._probe_tokens = await asyncio.to_thread(self._model.encode, [self._probe])
+        except Exception as error:
+            raise ModelUnavailable(f"The model failed on its first text: {error}") from error
+        self._open = True
+        for replica in self._replicas:
+            self._start_worker(replica)
+            self._start_preparer(replica)
+        try:
+            for replica in self._replicas:
+                await asyncio.to_thread(replica.tried.wait)
+                if replica.fault is not None:
+                    raise ModelUnavailable(f"The model failed on its first text: {replica.fault}")
+        except BaseException:
+            await self.__aexit__()
+            raise
+        self._last_call_ended = self._clock()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Waits for the running batch; every other caller gets ModelUnavailable."""
-        with self._changed:
-            self._closing = True
-            self._changed.notify_all()
-        if self._worker is not None:
-            await asyncio.to_thread(self._worker.join)
+        """Waits for the running batches; every other caller gets ModelUnavailable."""
+        with self._lock:
+            self._open = False
+            for replica in self._replicas:
+                replica.worker_wakes.notify()
+                replica.preparer_wakes.notify()
+        for replica in self._replicas:
+            await asyncio.to_thread(replica.worker.join)
+            await asyncio.to_thread(replica.preparer.join)
+        self._fail(list(self._waiting.requests), ModelUnavailable("The model was stopped."))
         for executor in (self._people, self._machines):
             await asyncio.to_thread(executor.shutdown)
 
-    async def run(self, inputs: Sequence[InputT], *, lane: Lane, deadline_s: float | None = None) -> Rows:
+    async def run(
+        self,
+        inputs: Sequence[InputT],
+        *,
+        lane: Lane,
+        deadline_s: float | None = None,
+        cache_salt: str = "",
+        truncate: bool = False,
+    ) -> Rows:
         """float32 (len(inputs), width) in input order. Cancelling the call takes its texts out of the queue.
 
-        Raises Overloaded (queue full, or the deadline passed), TextRefused, ModelUnavailable.
+        Equal inputs with the same `cache_salt` are computed once. Raises Overloaded: at once, when the queue is full
+        or the deadline cannot be met, and when it passed all the same. Raises TextTooLong, unless the text may be
+        cut (`truncate`), before any text of the call is computed; TextRefused; ModelUnavailable.
         """
-        request = self._admit(len(inputs), lane, deadline_s)
+        request, missing = self._admit(inputs, lane, deadline_s, cache_salt, truncate=truncate)
         try:
             async with asyncio.timeout(deadline_s):
-                await self._tokenise(request, inputs)
+                await self._tokenise(request, missing)
                 return await request.result
         except TimeoutError:
-            raise Overloaded(self._retry_after_s(lane)) from None
+            with self._lock:
+                raise self._overloaded(lane) from None
         finally:
-            self._depart(request)
+            self._end(request)
 
-    def _admit(self, texts: int, lane: Lane, deadline_s: float | None) -> _Request:
-        """Counts the request's texts before any work is done for them."""
-        loop = asyncio.get_running_loop()
+    # The door.
+
+    def _admit(
+        self,
+        inputs: Sequence[InputT],
+        lane: Lane,
+        deadline_s: float | None,
+        cache_salt: str,
+        *,
+        truncate: bool,
+    ) -> tuple[Request, list[Missing]]:
+        """Before any work is done: rows that are remembered or in flight are taken, and the rest must fit."""
         now = self._clock()
-        request = _Request(
+        request = Request(
             lane=lane,
-            texts=texts,
+            cache_salt=cache_salt,
+            truncate=truncate,
             deadline=math.inf if deadline_s is None else now + deadline_s,
             admitted_at=now,
-            result=loop.create_future(),
-            rows=np.empty((texts, self._model.width), np.float32),
-            unfinished=texts,
-            untaken=texts,
+            result=asyncio.get_running_loop().create_future(),
+            rows=np.empty((len(inputs), self._model.width), np.float32),
+            unfinished=len(inputs),
         )
-        with self._changed:
-            if self._closing or self._worker is None:
+        wanted: dict[InputT, list[int]] = {}
+        for index, text in enumerate(inputs):
+            wanted.setdefault(text, []).append(index)
+        every = [Missing(text, indices, self._key(cache_salt, text)) for text, indices in wanted.items()]
+        joined: list[tuple[Text, list[int]]] = []
+        missing: list[Missing] = []
+        with self._lock:
+            if not self._open:
                 raise ModelUnavailable("The model is not running.")
-            queue = self._lanes[lane]
-            # A request larger than the whole queue is served once nothing waits: refused, it could never be.
-            if queue.untaken and queue.untaken + texts > self._limits.max_waiting_texts:
-                raise Overloaded(self._retry_after_s(lane))
-            queue.untaken += texts
-        if not texts:
+            for one in every:
+                # In flight first: a row is remembered before its text stops being in flight.
+                if (text_in_flight := self._waiting.find(cache_salt, one.text)) is not None:
+                    self._check_length(request, one, text_in_flight.tokens.whole_length)
+                    joined.append((text_in_flight, one.indices))
+                elif one.key and self._cache is not None and (found := self._cache.get(one.key)):
+                    self._check_length(request, one, found.whole_length)
+                    request.rows[one.indices] = found.row
+                    request.unfinished -= len(one.indices)
+                else:
+                    missing.append(one)
+            self._check_room(request, missing, deadline_s)
+            self.counts[lane].remembered_texts += len(inputs) - request.unfinished
+            self._waiting.add(request)
+            for text_in_flight, indices in joined:
+                self._waiting.join(request, text_in_flight, indices, now)
+            if joined:
+                self._wake_preparers()
+        if not request.unfinished:
             request.result.set_result(request.rows)
-        return request
+        return request, missing
 
-    async def _tokenise(self, request: _Request, inputs: Sequence[InputT]) -> None:
-        """In slices: the first texts run while others are tokenised, and none holds the thread for long."""
-        executor = self._people if request.lane is Lane.INTERACTIVE else self._machines
-        loop = asyncio.get_running_loop()
-        for start in range(0, len(inputs), self._limits.sorting_window):
-            part = inputs[start : start + self._limits.sorting_window]
-            self._enqueue(request, start, await loop.run_in_executor(executor, self._encode, part, start))
+    def _key(self, cache_salt: str, text: InputT) -> bytes | None:
+        return None if self._cache is None else row_key(self._fingerprint, cache_salt, text)
 
-    def _encode(self, inputs: Sequence[InputT], start: int) -> list[Tokens]:
-        """Raises TextRefused naming the first input that cannot be tokenised; slices begin at `start`."""
-        try:
-            return self._model.encode(inputs)
-        except Exception as error:
-            # A tokeniser may raise anything. One by one, so that the caller learns which text it was.
-            for index, single in enumerate(inputs, start):
-                try:
-                    self._model.encode([single])
-                except Exception as cause:
-                    raise TextRefused(index, f"it cannot be tokenised ({type(cause).__name__})") from cause
-            raise ModelUnavailable(f"The tokeniser failed ({type(error).__name__}).") from error
+    def _check_room(self, request: Request, missing: list[Missing], deadline_s: float | None) -> None:
+        """Raises Overloaded for a request that has no place to wait or cannot be done in time."""
+        queue = self._waiting.lanes[request.lane]
+        request.expected_texts = len(missing)
+        request.expected_tokens = sum(
+            queue.expected_tokens_of(one.text, self._model.max_tokens) for one in missing
+        )
+        # A request larger than the whole queue is served once nothing waits: refused, it could never be.
+        if missing and len(queue) and len(queue) + len(missing) > self._limits.max_waiting_texts:
+            self.counts[request.lane].refused_requests += 1
+            raise self._overloaded(request.lane)
+        if missing and deadline_s is not None:
+            finish_s = self._forecast.caution * self._finish_s(
+                request.lane, texts=len(missing), tokens=request.expected_tokens
+            )
+            if finish_s > deadline_s:
+                self.counts[request.lane].refused_requests += 1
+                raise Overloaded(max(finish_s - deadline_s, 0.1))
+            request.promised = True
 
-    def _enqueue(self, request: _Request, start: int, encoded: list[Tokens]) -> None:
-        with self._changed:
-            if self._closing:
-                raise ModelUnavailable("The model was stopped.")
-            if request.departed:
-                return
-            queue = self._lanes[request.lane]
-            if not queue.requests:
-                queue.passed_over_since = self._clock()
-            request.waiting.update(enumerate(encoded, start))
-            queue.requests[request] = None
-            self._changed.notify()
+    def _finish_s(self, lane: Lane, *, texts: int = 0, tokens: float = 0.0) -> float:
+        """Seconds from now until so much more of the lane would be done."""
+        working = [replica for replica in self._replicas if replica.fault is None]
+        return self._forecast.finish_s(
+            lane,
+            texts=texts,
+            tokens=tokens,
+            lanes=self._waiting.lanes,
+            running=[replica.running for replica in working],
+            prefetched=[replica.prefetched for replica in working],
+            now=self._clock(),
+        )
 
-    def _depart(self, request: _Request) -> None:
-        """Forgets the request, however it ended. Only what is running now is still computed."""
-        with self._changed:
-            self._remove(request)
+    def _overloaded(self, lane: Lane) -> Overloaded:
+        """To be tried again when what waits now is done."""
+        return Overloaded(max(self._finish_s(lane), 1.0))
+
+    def _check_length(self, request: Request, one: Missing, whole_length: int) -> None:
+        if whole_length > self._model.max_tokens and not request.truncate:
+            raise TextTooLong(one.indices[0], tokens=whole_length, max_tokens=self._model.max_tokens)
+
+    def _end(self, request: Request) -> None:
+        """The call is over, however it ended. Of its texts only those that run now are still computed."""
+        with self._lock:
+            now = self._clock()
+            if not request.over:
+                self._waiting.forget(request, now)
+            self._waiting.requests.discard(request)
+            self._last_call_ended = now
+            if request.promised and (request.deadline <= now or not request.unfinished):
+                self._forecast.learn_promise(kept=request.deadline > now)
         if not request.result.cancel() and not request.result.cancelled():
             # A caller cancelled after its request failed never looks at the error; asyncio would log it.
             request.result.exception()
 
-    def _remove(self, request: _Request) -> None:
-        request.departed = True
-        queue = self._lanes[request.lane]
-        queue.untaken -= request.untaken
-        request.untaken = 0
-        request.waiting.clear()
-        queue.requests.pop(request, None)
-        if not queue.requests:
-            queue.passed_over_since = math.inf
+    def _fail(self, requests: Iterable[Request], error: Exception) -> None:
+        """Tells the callers now, whatever becomes of their texts."""
+        with self._lock:
+            now = self._clock()
+            ended = [request for request in requests if not request.over]
+            for request in ended:
+                self._waiting.forget(request, now)
+        tell((request, error) for request in ended)
 
-    def _retry_after_s(self, lane: Lane) -> float:
-        """When what waits in the lane should be done, at 128 tokens a text."""
-        return max(1.0, self._lanes[lane].untaken * 128 / self._tokens_per_s)
+    # Tokenising, in its two threads.
 
-    def _warm_up(self) -> None:
-        """The first forward pass is slow and the likeliest to fail: it is made before anybody waits."""
+    async def _tokenise(self, request: Request, missing: list[Missing]) -> None:
+        """In slices, so that no request holds the thread for long."""
+        executor = self._people if request.lane is Lane.INTERACTIVE else self._machines
+        loop = asyncio.get_running_loop()
+        size = self._limits.sorting_window
+        for start in range(0, len(missing), size):
+            if not self._open:
+                raise ModelUnavailable("The model was stopped.")
+            last = start + size >= len(missing)
+            await loop.run_in_executor(
+                executor, self._tokenise_slice, request, missing[start : start + size], last
+            )
+
+    def _tokenise_slice(self, request: Request, part: list[Missing], last: bool) -> None:
+        """Texts that may not be cut are enqueued once all of the request are known to have the right length."""
+        if request.over:
+            return
+        encoded = self._encode(part)
+        for one, tokens in zip(part, encoded, strict=True):
+            self._check_length(request, one, tokens.whole_length)
+        request.encoded.extend(zip(part, encoded, strict=True))
+        if last or request.truncate:
+            with self._lock:
+                self._waiting.enqueue_encoded(request, self._clock())
+                self._wake_preparers()
+
+    def _encode(self, part: list[Missing]) -> list[Tokens]:
+        """Raises TextRefused naming the first input that cannot be tokenised."""
         try:
-            self._probe_tokens = self._model.encode([self._probe])
-            self._forward(self._probe_tokens)
-            started = self._clock()
-            self._forward(self._probe_tokens)
+            return self._model.encode([cast("InputT", one.text) for one in part])
         except Exception as error:
-            raise ModelUnavailable(f"The model failed on its first text: {error}") from error
-        self._tokens_per_s = len(self._probe_tokens[0]) / max(self._clock() - started, 1e-4)
+            # A tokeniser may raise anything. One by one, so that the caller learns which text it was.
+            for one in part:
+                try:
+                    self._model.encode([cast("InputT", one.text)])
+                except Exception as cause:
+                    reason = f"it cannot be tokenised ({type(cause).__name__})"
+                    raise TextRefused(one.indices[0], reason) from cause
+            raise ModelUnavailable(f"The tokeniser failed ({type(error).__name__}).") from error
+        except BaseException as error:
+            # SystemExit, handed on to the caller's task, would end its event loop.
+            raise ModelUnavailable(f"The tokeniser died ({type(error).__name__}).") from error
 
-    def _forward(self, batch: list[Tokens]) -> Rows:
-        rows = self._model.forward(batch)
-        if rows.shape != (len(batch), self._model.width):
-            raise ValueError(f"the model gave an output of shape {rows.shape}")
-        return rows
+    # A preparer's thread: what runs next, and the outcomes of what ran.
 
-    # What follows runs in the worker thread.
+    def _start_preparer(self, replica: Replica[InputT]) -> None:
+        name = f"model-preparer-{replica.index}"
+        replica.preparer = threading.Thread(target=self._prepare, args=(replica,), name=name, daemon=True)
+        replica.preparer.start()
 
-    def _start_worker(self) -> None:
-        self._fault = None
-        self._worker = threading.Thread(target=self._work, name="model-worker", daemon=True)
-        self._worker.start()
-
-    def _work(self) -> None:
+    def _prepare(self, replica: Replica[InputT]) -> None:
         try:
-            while batch := self._take_batch():
-                self._run_batch(batch)
-        except BaseException as error:  # noqa: BLE001 - the thread's edge: all who wait are told
-            self._fail_everyone(f"The model's worker died ({type(error).__name__}).")
-            with self._changed:
-                if not self._closing:
-                    self._start_worker()
-        else:
-            self._fail_everyone("The model was stopped.")
+            while (batch := self._next_to_prepare(replica)) is not None:
+                if batch.outcomes:
+                    self._deliver(replica, batch)
+                else:
+                    self._collate(replica, batch)
+        except BaseException as error:  # noqa: BLE001 - the thread's edge: its batch was failed, another takes over
+            self._replace(replica, self._start_preparer, error)
 
-    def _take_batch(self) -> list[_Text]:
-        """Waits for work; empty when closing. Chosen as late as this, a batch regards the latest arrivals."""
-        with self._changed:
-            while not self._closing:
-                self._drop_expired()
-                now = self._clock()
-                since = {lane: queue.passed_over_since for lane, queue in self._lanes.items()}
-                lane = choose_lane(since, now=now, patience_s=self._limits.patience_s)
-                if lane is not None:
-                    self._running = self._take_from(lane, now)
-                    return self._running
-                self._changed.wait()
-            return []
+    def _next_to_prepare(self, replica: Replica[InputT]) -> Batch | None:
+        """One that ran, else one newly chosen that is to be collated. Waits for either; None when closing."""
+        with self._lock:
+            while True:
+                if replica.ran:
+                    return replica.ran.popleft()
+                if not self._open and replica.running is None:
+                    return None
+                if self._open and self._may_choose(replica):
+                    replica.prefetched = self._choose(replica)
+                    if replica.prefetched is not None:
+                        # Those that let this replica, being idle, go first.
+                        self._wake_preparers()
+                        return replica.prefetched
+                replica.preparer_wakes.wait()
 
-    def _drop_expired(self) -> None:
-        now = self._clock()
-        for queue in self._lanes.values():
-            for request in [request for request in queue.requests if request.deadline <= now]:
-                self._finish(request, Overloaded(self._retry_after_s(request.lane)))
-                self._remove(request)
+    def _wake_preparers(self) -> None:
+        """There may be something to choose."""
+        for replica in self._replicas:
+            if replica.prefetched is None:
+                replica.preparer_wakes.notify()
 
-    def _take_from(self, lane: Lane, now: float) -> list[_Text]:
-        queue = self._lanes[lane]
-        window = self._first_texts(queue)
+    def _may_choose(self, replica: Replica[InputT]) -> bool:
+        """One batch ahead, and not before a replica that would run it at once."""
+        if replica.fault is not None or replica.prefetched is not None:
+            return False
+        return replica.running is None or not any(other.idle for other in self._replicas)
+
+    def _choose(self, replica: Replica[InputT]) -> Batch | None:
+        lanes = self._waiting.lanes
+        while True:
+            now = self._clock()
+            since = {lane: queue.passed_over_since for lane, queue in lanes.items()}
+            turn = choose_lane(since, now=now, patience_s=self._limits.patience_s)
+            if turn is None:
+                if replica.running is None and self._put_back_for_an_idle_one():
+                    continue
+                return None
+            queue = lanes[turn.lane]
+            if replica.running is not None and not self._forecast.fills_a_batch(queue):
+                return None
+            window = list(islice(queue.texts, self._limits.sorting_window))
+            if self._drop_expired(window):
+                continue
+            return self._take_from(queue, window, Batch(turn.lane, [], turn.due, since[turn.lane]), now)
+
+    def _take_from(self, queue: LaneQueue, window: list[Text], batch: Batch, now: float) -> Batch:
         chosen = choose_batch(
             [len(text) for text in window],
-            token_budget=min(
-                self._limits.max_batch_tokens, int(self._tokens_per_s * self._limits.max_batch_s)
-            ),
+            token_budget=self._forecast.token_budget(),
             max_texts=self._limits.max_batch_texts,
         )
-        taken = [window[position] for position in chosen]
-        for text in taken:
-            del text.request.waiting[text.index]
-            text.request.untaken -= 1
-            queue.untaken -= 1
-            if not text.request.waiting:
-                queue.requests.pop(text.request, None)
-        queue.passed_over_since = now if queue.requests else math.inf
-        return taken
+        batch.texts = [window[position] for position in chosen]
+        queue.take(batch.texts, now)
+        return batch
 
-    def _first_texts(self, queue: _Lane) -> list[_Text]:
-        def oldest_first() -> Iterator[_Text]:
-            for request in queue.requests:
-                for index, tokens in request.waiting.items():
-                    yield _Text(request, index, tokens)
+    def _put_back_for_an_idle_one(self) -> bool:
+        """Whether another replica, still busy, had prefetched texts that can run at once elsewhere."""
+        for other in self._replicas:
+            if other.prefetched is not None and other.running is not None:
+                self._put_back(other)
+                return True
+        return False
 
-        return [text for text, _ in zip(oldest_first(), range(self._limits.sorting_window), strict=False)]
+    def _put_back(self, replica: Replica[InputT]) -> None:
+        """The prefetched batch does not run; what was collated is thrown away."""
+        batch = replica.prefetched
+        assert batch is not None
+        replica.prefetched = None
+        self._waiting.put_back(batch.texts, batch.passed_over_since)
+        self._wake_preparers()
 
-    def _run_batch(self, batch: list[_Text]) -> None:
-        started = self._clock()
-        outcomes = self._outcomes([text.tokens for text in batch])
-        report = BatchReport(
-            lane=batch[0].request.lane,
-            texts=len(batch),
-            tokens=sum(len(text) for text in batch),
-            padded_tokens=len(batch) * max(len(text) for text in batch),
-            seconds=self._clock() - started,
-            longest_wait_s=started - min(text.request.admitted_at for text in batch),
-        )
-        self._deliver(batch, outcomes)
-        self._learn_speed(report)
+    def _drop_expired(self, texts: Sequence[Text]) -> bool:
+        """Whether the deadline of somebody who waits for one of the texts has passed; those are told."""
+        expired = self._waiting.forget_expired(texts, self._clock())
+        tell([(request, self._overloaded(request.lane)) for request in expired])
+        return bool(expired)
+
+    def _collate(self, replica: Replica[InputT], batch: Batch) -> None:
+        try:
+            batch.collated = replica.collate([text.tokens for text in batch.texts])
+        except Exception as error:  # noqa: BLE001 - a model may raise anything; the worker finds which text it was
+            batch.collate_error = error
+        except BaseException as error:
+            with self._lock:
+                held = replica.prefetched is batch
+                if held:
+                    replica.prefetched = None
+            if held:
+                self._fail_batch(batch, error)
+            raise
+        with self._lock:
+            batch.ready = True
+            replica.worker_wakes.notify()
+
+    def _deliver(self, replica: Replica[InputT], batch: Batch) -> None:
+        try:
+            self._hand_out(batch)
+        except BaseException as error:
+            self._fail_batch(batch, error)
+            raise
         if self._on_batch is not None:
+            report = BatchReport(
+                lane=batch.lane,
+                texts=len(batch.texts),
+                tokens=batch.tokens,
+                padded_tokens=batch.padded_tokens,
+                seconds=batch.seconds,
+                longest_wait_s=batch.started - min(text.since for text in batch.texts),
+                replica=replica.index,
+            )
             self._on_batch(report)
 
-    def _outcomes(self, batch: list[Tokens]) -> list[Rows | Exception]:
-        """For each text its row or its error. A failed batch is halved until bad texts stand alone."""
-        try:
-            rows = self._forward(batch)
-        except Exception as error:  # noqa: BLE001 - a model may raise anything; each text gets its outcome
-            if not self._model_works():
-                return [ModelUnavailable(f"The model failed ({type(error).__name__}).") for _ in batch]
-            if len(batch) == 1:
-                return [error]
-            middle = len(batch) // 2
-            return self._outcomes(batch[:middle]) + self._outcomes(batch[middle:])
-        else:
-            self._fault = None
-            return list(rows)
+    def _hand_out(self, batch: Batch) -> None:
+        """Rows and errors to those who wait for them."""
+        outcomes = list(zip(batch.texts, batch.outcomes, strict=True))
+        for text, outcome in outcomes:
+            if self._cache is not None and text.key and not isinstance(outcome, Exception):
+                self._cache.put(text.key, outcome, whole_length=text.tokens.whole_length)
+        told: list[tuple[Request, Rows | Exception]] = []
+        computed: list[tuple[Text, Request, list[int], Rows]] = []
+        with self._lock:
+            for text, outcome in outcomes:
+                if isinstance(outcome, ModelUnavailable) and self._put_elsewhere(text):
+                    continue
+                self._waiting.land(text)
+                for request, indices in list(text.callers.items()):
+                    if isinstance(outcome, Exception):
+                        told.append((request, _refusal(outcome, indices[0])))
+                        self._waiting.forget(request, self._clock())
+                    else:
+                        computed.append((text, request, indices, outcome))
+        for _, request, indices, row in computed:
+            request.rows[indices] = row
+        with self._lock:
+            for text, request, _, _ in computed:
+                if self._waiting.settle(text, request):
+                    told.append((request, request.rows))
+        tell(told)
 
-    def _model_works(self) -> bool:
-        """Whether the known good input still passes: a broken device is not blamed on a text."""
-        try:
-            self._forward(self._probe_tokens)
-        except Exception as error:  # noqa: BLE001 - as above
-            self._fault = f"the model fails on every text ({type(error).__name__})"
+    def _put_elsewhere(self, text: Text) -> bool:
+        """A text whose replica failed waits for another, if one works and not all have failed on it."""
+        text.failed_replicas += 1
+        works = any(replica.fault is None for replica in self._replicas)
+        if not self._open or not works or text.failed_replicas >= len(self._replicas):
             return False
+        self._waiting.put_back([text], self._clock())
+        self._wake_preparers()
         return True
 
-    def _learn_speed(self, report: BatchReport) -> None:
-        """A moving average over about five batches, without tiny ones, which are all overhead."""
-        if report.padded_tokens >= 64 and report.seconds > 0:
-            self._tokens_per_s += 0.2 * (report.padded_tokens / report.seconds - self._tokens_per_s)
+    def _fail_batch(self, batch: Batch, error: BaseException) -> None:
+        """A thread dies of it."""
+        with self._lock:
+            requests = self._waiting.land_failed(batch.texts)
+        self._fail(requests, ModelUnavailable(f"The model's thread died ({type(error).__name__})."))
 
-    def _deliver(self, batch: list[_Text], outcomes: list[Rows | Exception]) -> None:
-        with self._changed:
-            self._running = []
-            for text, outcome in zip(batch, outcomes, strict=True):
-                request = text.request
-                if isinstance(outcome, ModelUnavailable):
-                    self._finish(request, outcome)
-                    self._remove(request)
-                elif isinstance(outcome, Exception):
-                    reason = f"the model failed on it ({type(outcome).__name__})"
-                    self._finish(request, TextRefused(text.index, reason))
-                    self._remove(request)
+    # A worker's thread: the forward pass.
+
+    def _start_worker(self, replica: Replica[InputT]) -> None:
+        name = f"model-worker-{replica.index}"
+        replica.worker = threading.Thread(target=self._work, args=(replica,), name=name, daemon=True)
+        replica.worker.start()
+
+    def _work(self, replica: Replica[InputT]) -> None:
+        try:
+            while self._open:
+                if replica.fault is not None:
+                    self._recover(replica)
+                elif (batch := self._take(replica)) is not None:
+                    self._run_batch(replica, batch)
+        except BaseException as error:  # noqa: BLE001 - the thread's edge: its batch was failed, another takes over
+            self._replace(replica, self._start_worker, error)
+
+    def _take(self, replica: Replica[InputT]) -> Batch | None:
+        """The prefetched batch, once it is to run. None when there is something else to do than to run one."""
+        with self._lock:
+            while self._open and replica.fault is None:
+                batch = replica.prefetched
+                if batch is None or not batch.ready:
+                    replica.worker_wakes.wait()
+                elif self._is_overtaken(batch) or self._is_partly_unwanted(batch):
+                    self._put_back(replica)
                 else:
-                    request.rows[text.index] = outcome
-                    request.unfinished -= 1
-                    if not request.unfinished:
-                        self._finish(request, request.rows)
+                    replica.prefetched, replica.running = None, batch
+                    batch.started = self._clock()
+                    replica.preparer_wakes.notify()
+                    return batch
+            return None
 
-    def _fail_everyone(self, reason: str) -> None:
-        with self._changed:
-            self._fault = reason
-            queued = [request for queue in self._lanes.values() for request in queue.requests]
-            for request in {*queued, *(text.request for text in self._running)}:
-                self._finish(request, ModelUnavailable(reason))
-                self._remove(request)
-            self._running = []
+    def _is_overtaken(self, batch: Batch) -> bool:
+        return not batch.due and any(self._waiting.lanes[lane].texts for lane in lanes_above(batch.lane))
 
-    def _finish(self, request: _Request, outcome: Rows | Exception) -> None:
-        """Hands the outcome to the caller's event loop. Only the first outcome of a request counts."""
+    def _is_partly_unwanted(self, batch: Batch) -> bool:
+        """Some of its callers left, or their deadline has passed."""
+        self._drop_expired(batch.texts)
+        return not all(text.callers for text in batch.texts)
 
-        def settle() -> None:
-            if request.result.done():
+    def _run_batch(self, replica: Replica[InputT], batch: Batch) -> None:
+        try:
+            batch.outcomes = replica.outcomes(batch, self._probe_tokens)
+        except BaseException as error:
+            with self._lock:
+                replica.running = None
+            self._fail_batch(batch, error)
+            raise
+        with self._lock:
+            batch.seconds = self._clock() - batch.started
+            replica.running = None
+            self._learn(replica, batch)
+            # Delivering may not hold up the next batch; when there is none yet, its preparer is not held up.
+            deliver_here = replica.prefetched is None
+            if not deliver_here:
+                replica.ran.append(batch)
+            replica.preparer_wakes.notify()
+        if deliver_here:
+            self._deliver(replica, batch)
+
+    def _learn(self, replica: Replica[InputT], batch: Batch) -> None:
+        """What the batch tells of the model's speed, and of its health."""
+        self._waiting.lanes[batch.lane].learn_padding(batch.tokens, batch.padded_tokens)
+        down = next((outcome for outcome in batch.outcomes if isinstance(outcome, ModelUnavailable)), None)
+        if down is not None:
+            replica.failed_attempts = 1
+            self._mark_faulty(replica, str(down))
+        elif not any(isinstance(outcome, Exception) for outcome in batch.outcomes):
+            self._forecast.cost.learn(batch.padded_tokens, batch.seconds)
+
+    # Faults.
+
+    def _mark_faulty(self, replica: Replica[InputT], reason: str) -> None:
+        replica.fault = reason
+        if replica.prefetched is not None:
+            self._put_back(replica)
+        self._wake_preparers()
+        replica.worker_wakes.notify()
+
+    def _recover(self, replica: Replica[InputT]) -> None:
+        """Tries the probe: at once after a death, else after a pause. Callers wait for the outcome, not longer."""
+        with self._lock:
+            if replica.failed_attempts:
+                replica.worker_wakes.wait_for(lambda: not self._open, self._limits.recovery_pause_s)
+            if not self._open:
                 return
-            if isinstance(outcome, Exception):
-                request.result.set_exception(outcome)
+        try:
+            if replica.tried.is_set():
+                replica.compute(self._probe_tokens)
             else:
-                request.result.set_result(outcome)
+                self._warm_up(replica)
+        except BaseException as error:
+            with self._lock:
+                replica.failed_attempts += 1
+                replica.fault = f"{type(error).__name__}" if replica.tried.is_set() else str(error)
+                nobody_works = all(self.replica_faults)
+                told = list(self._waiting.requests) if nobody_works else []
+            self._fail(told, ModelUnavailable(f"The model failed ({type(error).__name__})."))
+            if not isinstance(error, Exception):
+                raise
+        else:
+            with self._lock:
+                replica.failed_attempts = 0
+                replica.fault = None
+                self._wake_preparers()
+        finally:
+            replica.tried.set()
 
-        loop = request.result.get_loop()
-        # A caller whose loop is closed waits for nothing any more.
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle)
+    def _warm_up(self, replica: Replica[InputT]) -> None:
+        """The first forward pass is slow and the likeliest to fail: it is made before anybody waits.
+
+        Two more, of one text and of several, tell what a batch costs.
+        """
+        replica.compute(self._probe_tokens)
+        length = len(self._probe_tokens[0])
+        several = min(8, self._limits.max_batch_texts, self._limits.max_batch_tokens // length)
+        one_s = self._timed(replica, 1)
+        several_s = self._timed(replica, several) if several > 1 else 2 * one_s
+        with self._lock:
+            self._forecast.cost = CostModel.from_two((length, one_s), (max(several, 2) * length, several_s))
+
+    def _timed(self, replica: Replica[InputT], texts: int) -> float:
+        started = self._clock()
+        replica.compute(self._probe_tokens * texts)
+        return self._clock() - started
+
+    def _replace(
+        self, replica: Replica[InputT], start: Callable[[Replica[InputT]], None], error: BaseException
+    ) -> None:
+        """A thread of the replica died. The replica is not used until the probe has passed again."""
+        with self._lock:
+            self._mark_faulty(replica, f"a thread of the model died ({type(error).__name__})")
+            if self._open:
+                start(replica)
+
+
+def _refusal(outcome: Exception, index: int) -> Exception:
+    if isinstance(outcome, ModelUnavailable):
+        return outcome
+    return TextRefused(index, f"the model failed on it ({type(outcome).__name__})")

@@ -6,9 +6,13 @@ imported here.
 
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+
+MIB = 1024 * 1024
+GIB = 1024 * MIB
 
 
 class Accelerator(StrEnum):
@@ -33,31 +37,72 @@ class EngineConfig:
     api_key: str | None = field(default=None, repr=False)
     max_model_len: int | None = None
     """Tokens of prompt and answer; None is the model's own, which may need more memory than there is."""
-    max_in_flight: int = 256
-    """Running and waiting requests; more are answered 503 at once."""
+    max_queued: int = 256
+    """Waiting requests; more are answered 503 at once. The gateway keeps its own queue before this one."""
     tool_parser: str | None = None
     """Tool calls are read from the model's text by this parser; None leaves them off."""
+    speculative: str | None = None
+    """vLLM's `--speculative-config`, as JSON; None decodes token by token."""
     tensor_parallel: int = 1
+    gpus: tuple[int, ...] = ()
+    """The devices that this engine sees, by NVIDIA's numbers; none means all."""
     gpu_memory_share: float = 0.8
-    """Of the whole GPU. vLLM's own .92 leaves no room for embedding models beside it."""
+    """Of each whole GPU. vLLM's own .92 leaves no room for embedding models beside it."""
     cpu_cache_gib: int = 2
     shutdown_s: int = 5
     """What running requests get to end in after SIGTERM."""
 
 
-def detect_accelerator() -> Accelerator:
-    """CUDA when NVIDIA's own tool lists a GPU. torch would tell too, but takes seconds and memory to ask."""
+def list_gpus() -> tuple[int, ...]:
+    """The memory of each NVIDIA GPU in bytes, in the order of their numbers; empty where there is none.
+
+    NVIDIA's own tool is asked: torch would tell too, but takes seconds and memory to.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return Accelerator.CPU
+        return ()
     try:
         listed = subprocess.run(
-            [tool, "--list-gpus"], capture_output=True, text=True, timeout=20, check=False
+            [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return Accelerator.CPU
-    has_gpu = listed.returncode == 0 and listed.stdout.strip() != ""
-    return Accelerator.CUDA if has_gpu else Accelerator.CPU
+        lines = listed.stdout.split() if listed.returncode == 0 else []
+        return tuple(int(line) * MIB for line in lines)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
+        return ()
+
+
+def place_engines(engines: int, *, gpus: int, tensor_parallel: int) -> list[tuple[int, ...]]:
+    """The GPUs of each engine, in turn over groups of `tensor_parallel`: engines share a group once all are taken.
+
+    Raises ValueError when one engine wants more GPUs than there are.
+    """
+    groups = [
+        tuple(range(first, first + tensor_parallel))
+        for first in range(0, gpus - tensor_parallel + 1, tensor_parallel)
+    ]
+    if not groups:
+        raise ValueError(f"an engine over {tensor_parallel} GPUs does not fit on {gpus}")
+    return [groups[engine % len(groups)] for engine in range(engines)]
+
+
+def gpu_memory_share(
+    gpu_bytes: int, *, engines_on_it: int, model_weights: Sequence[int], gpu_holds_models: bool
+) -> float:
+    """Which share of a GPU one of its engines takes: what the models beside it leave, in equal parts.
+
+    `model_weights` are the sizes in bytes of the embedding and reranking models. Each takes as much again for its
+    batches; a process that uses CUDA takes about half a GiB for itself; and .04 of the card stays free, since
+    vLLM's own measurement of what it takes is not exact.
+    """
+    beside = GIB // 2 * (engines_on_it + 1)
+    if gpu_holds_models:
+        beside += sum(2 * weights + GIB // 2 for weights in model_weights)
+    left = 0.96 - beside / gpu_bytes
+    return round(max(left, 0.1) / engines_on_it, 3)
 
 
 def engine_command(config: EngineConfig) -> list[str]:
@@ -70,9 +115,11 @@ def engine_command(config: EngineConfig) -> list[str]:
         *("--served-model-name", config.served_name),
         *("--host", config.host),
         *("--port", str(config.port)),
-        *("--max-num-queued-reqs", str(config.max_in_flight)),
+        *("--max-num-queued-reqs", str(config.max_queued)),
         *("--shutdown-timeout", str(config.shutdown_s)),
         "--enable-prefix-caching",
+        # So that a long prompt does not hold up the tokens of all others.
+        "--enable-chunked-prefill",
         "--enable-prompt-tokens-details",
         *("--scheduling-policy", "priority"),
         # Pages that load scripts from elsewhere, and a log line for each health check.
@@ -83,6 +130,8 @@ def engine_command(config: EngineConfig) -> list[str]:
         command += ["--max-model-len", str(config.max_model_len)]
     if config.tool_parser is not None:
         command += ["--enable-auto-tool-choice", "--tool-call-parser", config.tool_parser]
+    if config.speculative is not None:
+        command += ["--speculative-config", config.speculative]
     if config.accelerator is Accelerator.CUDA:
         command += ["--gpu-memory-utilization", str(config.gpu_memory_share)]
         command += ["--tensor-parallel-size", str(config.tensor_parallel)]
@@ -105,6 +154,8 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
     }
     if config.api_key is not None:
         environment["VLLM_API_KEY"] = config.api_key
+    if config.gpus:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.gpus))
     if config.accelerator is Accelerator.CPU:
         environment["VLLM_TARGET_DEVICE"] = "cpu"
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_cache_gib)

@@ -93,6 +93,12 @@ async def api(models_url: str, parsers: ParserPool, tmp_path: Path) -> AsyncIter
         )
         await stack.enter_async_context(http)
         services: Services = app.state.services
-        pipeline = Pipeline(services.database, BlobStore(blobs_dir(settings)), parsers, services.models)
+        pipeline = Pipeline(
+            services.database,
+            BlobStore(blobs_dir(settings)),
+            parsers,
+            services.models.embedder,
+            default_embedding=settings.models.default_embedding,
+        )
         worker = Worker(services.database, pipeline, concurrency=2, lease_s=15, isolated=parsers.isolated)
         yield Api(http=http, settings=settings, services=services, engine=engine, worker=worker, app=app)

@@ -204,14 +204,15 @@ async def test_a_body_that_is_no_json_object_is_400(api: Api, path: str, content
 
 async def test_an_unknown_model_is_404_and_lists_those_that_exist(api: Api) -> None:
     await api.store("notes")
-    for path, more in (
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}),
-        ("/v1/completions", {"prompt": "Hi"}),
-        ("/v1/embeddings", {"input": "Hi"}),
+    everything = ("rag", "rag/notes", "scripted", "all-MiniLM-L6-v2")
+    for path, more, names in (
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}]}, everything),
+        ("/v1/completions", {"prompt": "Hi"}, everything),
+        ("/v1/embeddings", {"input": "Hi"}, ("all-MiniLM-L6-v2",)),
     ):
         error = error_of(await api.http.post(path, json={"model": "gpt-9", **more}), 404)
         assert error["code"] == "model_not_found"
-        for name in ("rag", "rag/notes", "scripted", "all-MiniLM-L6-v2"):
+        for name in names:
             assert name in error["message"]
     error_of(await api.http.get("/v1/models/gpt-9"), 404)
     error_of(await api.http.post("/v1/rerank", json={"model": "x", "query": "q", "documents": ["d"]}), 400)

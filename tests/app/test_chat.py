@@ -52,10 +52,11 @@ async def test_the_engine_is_asked_with_the_passages_and_everything_the_client_s
     unchanged = {name: value for name, value in body.items() if name not in ("messages", "tools")}
     assert {name: sent[name] for name in unchanged} == unchanged
     assert sent["tools"] == [tool]
-    assert sent["messages"][0]["content"].startswith("Speak like a sailor.")
+    system, question = sent["messages"]
+    assert system["content"].endswith("Speak like a sailor.")
+    assert HARBOUR in system["content"]
     assert "max_tokens" not in sent
-    assert HARBOUR in sent["messages"][1]["content"]
-    assert sent["messages"][1]["content"].endswith("Who is the harbour master?")
+    assert question["content"].endswith("Who is the harbour master?")
 
 
 @pytest.mark.parametrize("model", ["rag", "rag/harbour", "rag/STORE"])
@@ -189,7 +190,7 @@ async def test_a_question_that_leans_on_the_one_before_finds_what_both_are_about
         {"role": "user", "content": "On which floor is her office?"},
     ]
     await api.http.post("/v1/chat/completions", json={"model": f"rag/{store_id}", "messages": messages})
-    assert HARBOUR in api.engine.requests[0]["messages"][-1]["content"]
+    assert HARBOUR in api.engine.requests[0]["messages"][0]["content"]
 
 
 async def test_logs_hold_no_words_of_people_or_documents(
@@ -204,3 +205,60 @@ async def test_logs_hold_no_words_of_people_or_documents(
     assert said
     for word in ("Ondine", "harbour master", "canary"):
         assert word not in said
+
+
+async def test_a_reply_tells_the_time_of_its_stages_and_metrics_count_them(api: Api, store_id: str) -> None:
+    whole = await api.chat("Who is the harbour master?", model=f"rag/{store_id}")
+    streamed = await api.chat("Who is the harbour master?", model=f"rag/{store_id}", stream=True)
+    plain = await api.chat("Who is the harbour master?", model="scripted")
+    for reply in (whole, streamed):
+        stages = [stage.partition(";")[0] for stage in reply.headers["server-timing"].split(", ")]
+        assert {"rewrite", "embed", "keywords", "vectors", "load", "passages", "prompt", "generate"} == set(
+            stages
+        )
+    assert plain.headers["server-timing"].startswith("generate;dur=")
+    told = (await api.http.get("/metrics")).text
+    assert 'strongroom_stage_seconds_count{stage="generate"} 3.0' in told
+    assert 'strongroom_stage_seconds_count{stage="vectors"} 2.0' in told
+
+
+async def test_the_gateways_the_models_and_the_engines_metrics_are_told_together(
+    api: Api, store_id: str
+) -> None:
+    api.engine.owned_by = "vllm"
+    api.engine.metrics = "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running 3.0\n"
+    await api.chat("Who is the harbour master?", model=f"rag/{store_id}")
+    told = (await api.http.get("/metrics")).text
+    assert "strongroom_generation_" in told
+    assert "strongroom_models_" in told
+    assert 'vllm:num_requests_running{replica="0"} 3.0' in told
+
+
+async def test_an_engine_gets_the_tenants_salt_and_the_lanes_priority_and_clients_may_set_neither(
+    api: Api, store_id: str
+) -> None:
+    api.engine.owned_by = "vllm"
+    await api.chat("Who is the harbour master?", model=f"rag/{store_id}")
+    await api.chat("Who is the harbour master?", model="scripted", service_tier="flex")
+    grounded, plain = api.engine.requests
+    assert (grounded["priority"], plain["priority"]) == (0, 10)
+    assert grounded["cache_salt"] == plain["cache_salt"] != ""
+    for field, value in (("priority", 0), ("cache_salt", "mine")):
+        reply = await api.chat("Hello", model="scripted", **{field: value})
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"] == field
+
+
+async def test_chunks_of_a_second_question_stand_in_the_order_of_the_first(api: Api) -> None:
+    store = await api.store("vault")
+    for name, text in (
+        ("key.txt", "The iron key of the vault hangs in the hall."),
+        ("vault.txt", "The vault of the archive has an iron door."),
+    ):
+        await api.add_document(store, name, text)
+    for question in ("Where does the iron key hang?", "What door has the vault?"):
+        await api.chat(question, model=f"rag/{store}")
+    first, second = (sent["messages"][0]["content"] for sent in api.engine.requests)
+    assert first == second
+    assert "most relevant first: [2], [1]." in api.engine.requests[0]["messages"][-1]["content"]
+    assert "most relevant first: [1], [2]." in api.engine.requests[1]["messages"][-1]["content"]

@@ -18,7 +18,7 @@ async def outside(api: Api) -> AsyncIterator[httpx.AsyncClient]:
     """A client on a real socket, whose closing the server can see."""
     await api.add_document(await api.store("harbour"), "harbour.txt", FACT)
     async with (
-        served(api.app) as url,
+        served(api.app, is_started=True) as url,
         httpx.AsyncClient(base_url=url, headers=api.http.headers) as client,
     ):
         yield client

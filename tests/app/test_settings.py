@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.settings import Settings, SettingsInvalid, example_environment, read_settings
+from app.settings import ModelSource, Settings, SettingsInvalid, example_environment, read_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +51,69 @@ def test_a_child_process_reads_the_same_settings(tmp_path: Path, monkeypatch: py
 
 def test_an_option_that_was_not_given_leaves_a_setting_alone() -> None:
     assert Settings().with_options(server={"port": None, "host": "0.0.0.0"}).server.port == 8080
+
+
+def test_models_are_declared_by_alias_and_the_first_is_the_default() -> None:
+    models = (
+        Settings()
+        .with_options(
+            models={
+                "embedding": "small = BAAI/bge-small-en, intfloat/e5-base,/models/all-MiniLM-L6-v2/",
+                "reranker": "rank=r",
+            }
+        )
+        .models
+    )
+    assert models.embeddings == (
+        ModelSource("small", "BAAI/bge-small-en"),
+        ModelSource("e5-base", "intfloat/e5-base"),
+        ModelSource("all-MiniLM-L6-v2", "/models/all-MiniLM-L6-v2/"),
+    )
+    assert models.rerankers == (ModelSource("rank", "r"),)
+    assert (models.default_embedding, models.default_reranker) == ("small", "rank")
+
+
+def test_one_embedding_model_and_no_reranker_are_declared_at_first() -> None:
+    models = Settings().models
+    assert models.default_embedding == "all-MiniLM-L6-v2"
+    assert models.rerankers == ()
+    assert models.default_reranker is None
+
+
+@pytest.mark.parametrize(
+    ("declared", "told"),
+    [
+        ({"embedding": ""}, "models.embedding: name at least one"),
+        ({"embedding": "a,,b"}, "models.embedding: '' names no model"),
+        ({"embedding": "a="}, "models.embedding: 'a=' names no model"),
+        ({"embedding": "a,x=a,a=b"}, "models.embedding: 'a' is declared twice"),
+        ({"embedding": "my model"}, "models.embedding: 'my model' cannot be an alias"),
+        ({"embedding": ".."}, "models.embedding: '..' cannot be an alias"),
+        ({"embedding": "=b"}, "models.embedding: '' cannot be an alias"),
+        ({"embedding": "ü=b"}, "write alias=source"),
+        ({"embedding": "a,b", "reranker": "b"}, "models.reranker: 'b' is an embedding model's alias already"),
+        ({"replicas": -1}, "models.replicas"),
+        ({"memory_mib": -1}, "models.memory_mib"),
+        ({"backend": "onnx"}, "models.backend"),
+    ],
+)
+def test_a_wrong_declaration_of_models_is_refused_with_what_to_change(
+    declared: dict[str, object], told: str
+) -> None:
+    with pytest.raises(SettingsInvalid, match=re.escape(told)):
+        Settings().with_options(models={**declared, "token": "a secret"})
+
+
+def test_a_refusal_of_models_does_not_tell_other_settings() -> None:
+    with pytest.raises(SettingsInvalid) as refusal:
+        Settings().with_options(models={"embedding": "a,a", "token": "a secret"})
+    assert "secret" not in str(refusal.value)
+
+
+def test_a_child_process_reads_the_same_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings().with_options(
+        models={"embedding": "a=b,c", "reranker": "r", "memory_mib": 5, "idle_unload_s": 1.5, "replicas": 2}
+    )
+    for name, value in settings.to_environment().items():
+        monkeypatch.setenv(name, value)
+    assert read_settings(tmp_path).models == settings.models

@@ -14,7 +14,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import first_token, machine, quality, report, search_latency, searchable
+from tests.bench import first_token, machine, prompt_layout, quality, report, search_latency, searchable
 from tests.bench.clients import Api
 from tests.bench.figures import Figure, failed
 from tests.bench.run import FULL, QUICK, Run
@@ -28,6 +28,7 @@ Measure = Callable[[Run], list[Figure]]
 
 MEASURES: dict[str, tuple[str, Measure]] = {
     "first_token": (first_token.SAYS, first_token.measure),
+    "prompt_layout": (prompt_layout.SAYS, prompt_layout.measure),
     "searchable": (searchable.SAYS, searchable.measure),
     "search_latency": (search_latency.SAYS, search_latency.measure),
     **{

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from serving.generation.engine import detect_accelerator
+from serving.generation.engine import list_gpus
 from tests.stack import ENGINE_PYTHON, ROOT
 
 PACKAGES = (
@@ -36,7 +36,7 @@ def describe() -> dict[str, Any]:
         "processor": _after("/proc/cpuinfo", "model name"),
         "cores": len(os.sched_getaffinity(0)),
         "memory": _after("/proc/meminfo", "MemTotal"),
-        "accelerator": detect_accelerator().value,
+        "accelerator": "cuda" if list_gpus() else "cpu",
         "load_before": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),

@@ -2,26 +2,29 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from serving.batching.batcher import Batcher
+from serving.batching.batcher import Batcher, RowCache
 from serving.client import ModelsClient
+from serving.hosting import DeclaredModel, ModelHost
 from serving.in_process import BatchedEmbedder
-from serving.models.embedding import TorchEmbeddingModel, load_embedding_model
-from serving.protocols import Embedder, Lane, Overloaded, TextRefused
+from serving.models.embedding import LoadedEmbeddingModel, load_embedding_model
+from serving.protocols import Embedder, Lane, Overloaded, TextRefused, TextTooLong
+from serving.readiness import Kind
 from serving.server import create_app
 from tests.fakes import FakeEmbedder
-from tests.serving.hosting import MINILM, NO_MINILM, served, until_ready
+from tests.serving.hosting import MINILM, NO_MINILM, served
 
 
 @pytest.fixture(scope="session")
-def minilm() -> TorchEmbeddingModel:
+def minilm() -> LoadedEmbeddingModel:
     if not MINILM.is_dir():
         pytest.skip(NO_MINILM)
-    return load_embedding_model(str(MINILM), name="all-MiniLM-L6-v2")
+    return load_embedding_model(str(MINILM), name="minilm")
 
 
 @pytest.fixture(params=["fake", "in process", "client of a models server"])
@@ -29,15 +32,18 @@ async def embedder(request: pytest.FixtureRequest) -> AsyncIterator[Embedder]:
     if request.param == "fake":
         yield FakeEmbedder()
         return
-    model = request.getfixturevalue("minilm")
+    model: LoadedEmbeddingModel = request.getfixturevalue("minilm")
     if request.param == "in process":
-        async with Batcher(model, probe="warm up") as batcher:
+        async with Batcher(model.replicas, probe="warm up") as batcher:
             yield BatchedEmbedder(batcher, model.card)
         return
-    async with served(create_app(load_embedding=lambda: model, token="t")) as url:  # noqa: SIM117
-        async with ModelsClient(url, token="t") as client:
-            await until_ready(client)
-            yield client
+    # Without its networks, so that the server's end does not close the model of the other tests.
+    declared = DeclaredModel(
+        alias="minilm", kind=Kind.EMBEDDING, load=lambda: replace(model, networks=()), is_default=True
+    )
+    host = ModelHost([declared], cache=RowCache(2**20))
+    async with served(create_app(host, token="t")) as url, ModelsClient(url, token="t") as client:
+        yield client.embedder("minilm")
 
 
 async def test_rows_are_float32_unit_vectors_of_the_dimensions_described(embedder: Embedder) -> None:
@@ -67,9 +73,30 @@ async def test_no_texts_give_no_rows(embedder: Embedder) -> None:
     assert rows.shape == (0, (await embedder.describe()).dimensions)
 
 
-async def test_a_text_longer_than_the_model_reads_is_embedded_by_its_beginning(embedder: Embedder) -> None:
-    rows = await embedder.embed(["vault " * 5000], lane=Lane.BULK)
-    assert np.isfinite(rows).all()
+async def test_a_text_longer_than_the_model_reads_is_refused_by_its_place_and_length(
+    embedder: Embedder,
+) -> None:
+    card = await embedder.describe()
+    longest = card.max_tokens
+    with pytest.raises(TextTooLong) as refusal:
+        await embedder.embed(["A vault.", "vault " * 5000], lane=Lane.BULK)
+    assert (refusal.value.index, refusal.value.max_tokens) == (1, longest)
+    assert refusal.value.tokens == len(Tokenizer.from_str(card.tokenizer_json).encode("vault " * 5000).ids)
+
+
+async def test_a_text_that_may_be_cut_is_embedded_by_its_beginning(embedder: Embedder) -> None:
+    longest = (await embedder.describe()).max_tokens
+    texts = ["vault " * 5000, "vault " * longest]
+    whole, beginning = await embedder.embed(texts, lane=Lane.BULK, truncate=True)
+    assert float(whole @ beginning) > 0.999
+
+
+async def test_equal_texts_get_equal_rows_whoever_asks(embedder: Embedder) -> None:
+    texts = ["A vault.", "A key.", "A vault."]
+    north = await embedder.embed(texts, lane=Lane.BULK, cache_salt="north")
+    south = await embedder.embed(texts, lane=Lane.INTERACTIVE, cache_salt="south")
+    np.testing.assert_array_equal(north[0], north[2])
+    np.testing.assert_allclose(north, south, atol=1e-2)
 
 
 async def test_text_that_is_not_unicode_is_refused_by_its_place(embedder: Embedder) -> None:

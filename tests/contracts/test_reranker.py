@@ -1,26 +1,29 @@
 """What every Reranker promises, on the fake, the batcher in this process, and a client of a real models server."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from serving.batching.batcher import Batcher
 from serving.client import ModelsClient
+from serving.hosting import DeclaredModel, ModelHost
 from serving.in_process import BatchedReranker
-from serving.models.embedding import load_embedding_model
-from serving.models.reranking import TorchRerankingModel, load_reranking_model
-from serving.protocols import Lane, Overloaded, Reranker, TextRefused
+from serving.models.reranking import LoadedRerankingModel, load_reranking_model
+from serving.protocols import Lane, Overloaded, Reranker, TextRefused, TextTooLong
+from serving.readiness import Kind
 from serving.server import create_app
 from tests.fakes import FakeReranker
-from tests.serving.hosting import MINILM, NO_MINILM, NO_RERANKER, RERANKER, served, until_ready
+from tests.serving.hosting import NO_RERANKER, RERANKER, served
 
 QUERY = "Where does the key hang?"
 TEXTS = ["Whales feed on krill.", "The key hangs in the hall.", "A hall is a room."]
 
 
 @pytest.fixture(scope="session")
-def cross_encoder() -> TorchRerankingModel:
+def cross_encoder() -> LoadedRerankingModel:
     if not RERANKER.is_dir():
         pytest.skip(NO_RERANKER)
     return load_reranking_model(str(RERANKER), name="reranker")
@@ -31,19 +34,38 @@ async def reranker(request: pytest.FixtureRequest) -> AsyncIterator[Reranker]:
     if request.param == "fake":
         yield FakeReranker()
         return
-    model = request.getfixturevalue("cross_encoder")
+    model: LoadedRerankingModel = request.getfixturevalue("cross_encoder")
     if request.param == "in process":
-        async with Batcher(model, probe=("warm", "up")) as batcher:
-            yield BatchedReranker(batcher)
+        async with Batcher(model.replicas, probe=("warm", "up")) as batcher:
+            yield BatchedReranker(batcher, model.card)
         return
-    if not MINILM.is_dir():
-        pytest.skip(NO_MINILM)
-    app = create_app(
-        load_embedding=lambda: load_embedding_model(str(MINILM), name="minilm"), load_reranking=lambda: model
+    # Without its networks, so that the server's end does not close the model of the other tests.
+    declared = DeclaredModel(
+        alias="reranker", kind=Kind.RERANKING, load=lambda: replace(model, networks=()), is_default=True
     )
-    async with served(app) as url, ModelsClient(url) as client:
-        await until_ready(client)
-        yield client
+    host = ModelHost([declared])
+    async with served(create_app(host, token="t")) as url, ModelsClient(url, token="t") as client:
+        yield client.reranker("reranker")
+
+
+async def test_the_card_tells_how_to_count_and_stays_the_same(reranker: Reranker) -> None:
+    card = await reranker.describe()
+    assert await reranker.describe() == card
+    assert card.max_tokens >= 64
+    tokenizer = Tokenizer.from_str(card.tokenizer_json)
+    assert len(tokenizer.encode("vault " * 5000).ids) >= 5000
+
+
+async def test_a_text_that_is_too_long_beside_the_query_is_refused_unless_it_may_be_cut(
+    reranker: Reranker,
+) -> None:
+    texts = ["The key hangs in the hall.", "The key hangs in the hall. " * 1000]
+    with pytest.raises(TextTooLong) as refusal:
+        await reranker.score(QUERY, texts, lane=Lane.BULK)
+    assert refusal.value.index == 1
+    assert refusal.value.tokens > refusal.value.max_tokens == (await reranker.describe()).max_tokens
+    scores = await reranker.score(QUERY, texts, lane=Lane.BULK, truncate=True)
+    assert scores.shape == (2,)
 
 
 async def test_scores_are_float32_between_0_and_1_in_input_order(reranker: Reranker) -> None:

@@ -218,15 +218,8 @@ def test_models_and_engine_share_one_gpu() -> None:
         (device,) = services[name].options["deploy"]["resources"]["reservations"]["devices"]
         assert device == {"driver": "nvidia", "device_ids": ["1"], "capabilities": ["gpu"]}
     vllm = services["vllm"].command
-    assert (
-        float(vllm[vllm.index("--gpu-memory-utilization") + 1])
-        == Settings().engine.gpu_memory_utilization
-        < 1
-    )
-    for profile in PROFILES:
-        others = read_compose(FILE, SECRETS, profile=profile).values()
-        with_gpu = {each.name for each in others if "deploy" in each.options}
-        assert with_gpu == ({"models", "vllm"} if profile == "gpu" else set())
+    # Compose cannot look at the card, as `serve` does.
+    assert 0 < float(vllm[vllm.index("--gpu-memory-utilization") + 1]) < 1
 
 
 def test_images_are_built_from_files_that_the_builder_gets() -> None:

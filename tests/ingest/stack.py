@@ -18,6 +18,7 @@ from retrieval.catalog import NewFile, add_file, get_document
 from retrieval.database import Database
 from retrieval.scope import Scope
 from retrieval.tables import Base, Chunk, Collection, Document, File, Job
+from serving.protocols import ModelUnknown
 from tests.fakes import FakeEmbedder
 from tests.retrieval.library import attach, new_collection
 
@@ -74,8 +75,20 @@ class Stack:
         self.parser = ParagraphParser()
         self.embedder = FakeEmbedder(max_tokens=16)
         self.clock = Clock()
-        self.pipeline = Pipeline(database, self.blobs, self.parser, self.embedder)
+        self.pipeline = self.pipeline_with(self.embedder)
         self.collection = new_collection(database, scope)
+
+    def pipeline_with(self, *embedders: FakeEmbedder) -> Pipeline:
+        """The first is the default."""
+        by_alias = {embedder.name: embedder for embedder in embedders}
+
+        def embedder_of(alias: str) -> FakeEmbedder:
+            if alias not in by_alias:
+                raise ModelUnknown(alias, list(by_alias))
+            return by_alias[alias]
+
+        default = embedders[0].name
+        return Pipeline(self.database, self.blobs, self.parser, embedder_of, default_embedding=default)
 
     def worker(
         self, *, concurrency: int = 2, lease_s: float = LEASE_S, clock: Callable[[], float] | None = None

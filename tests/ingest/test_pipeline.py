@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from sqlalchemy import event
 from sqlalchemy.orm import Session
 
 from ingest.elements import ParseFailed, ParseFailure
 from ingest.jobs import LeaseLost
-from ingest.pipeline import EMBED_AT_ONCE, Pipeline, WrongModel, chunk_sizes
+from ingest.pipeline import EMBED_AT_ONCE, SLICES_AT_ONCE, WrongModel, chunk_sizes
 from retrieval import catalog
 from retrieval.database import Database
 from retrieval.places import under_headings
@@ -91,19 +90,71 @@ async def test_texts_are_embedded_on_the_bulk_lane_a_few_batches_at_a_time(stack
     assert [chunk.text for chunk in stack.chunks(document)] == paragraphs
 
 
-class FailsAtSecondBatch(FakeEmbedder):
-    async def embed(
-        self, texts: Sequence[str], *, lane: Lane, deadline_s: float | None = None
-    ) -> NDArray[np.float32]:
-        if self.calls:
+async def test_two_slices_of_a_document_are_with_the_models_at_once_and_no_more(stack: Stack) -> None:
+    at_once: list[int] = []
+    now = 0
+    meeting = asyncio.Barrier(2)
+
+    async def count(_: Sequence[str]) -> None:
+        nonlocal now
+        now += 1
+        at_once.append(now)
+        async with asyncio.timeout(10):
+            await meeting.wait()
+        now -= 1
+
+    stack.embedder.meanwhile = count
+    paragraphs = [
+        f"Shelf number {i} of the archive holds its letters and its maps."
+        for i in range(EMBED_AT_ONCE * 3 + 1)
+    ]
+    document = stack.add("\n\n".join(paragraphs))
+    await stack.pipeline.run(stack.claim())
+    assert max(at_once) == SLICES_AT_ONCE == 2
+    assert [chunk.text for chunk in stack.chunks(document)] == paragraphs
+
+
+async def test_equal_texts_are_shared_within_a_tenant_only(stack: Stack) -> None:
+    stack.add()
+    await stack.pipeline.run(stack.claim())
+    assert stack.embedder.salts == [stack.scope.tenant_id]
+
+
+async def test_each_collection_is_chunked_and_embedded_for_its_own_model(stack: Stack) -> None:
+    wide = FakeEmbedder(name="wide", fingerprint="wide", dimensions=16, max_tokens=40)
+    pipeline = stack.pipeline_with(stack.embedder, wide)
+    file = stack.upload("\n\n".join(PARAGRAPHS * 2))
+    maps = new_collection(stack.database, stack.scope, "maps", embedding_model="wide")
+    narrow_document, wide_document = stack.attach(file), stack.attach(file, collection=maps)
+    for _ in range(2):
+        await pipeline.run(stack.claim())
+    assert {chunk.token_count <= 16 for chunk in stack.chunks(narrow_document)} == {True}
+    assert [len(chunk.embedding) for chunk in stack.chunks(wide_document)] == [2 * 16] * 2
+    with stack.database.read() as session:
+        assert session.get_one(Collection, maps.id).fingerprint == "wide"
+
+
+async def test_a_collection_that_names_no_model_is_embedded_by_the_default_one(stack: Stack) -> None:
+    document = stack.add()
+    with stack.database.write() as session:
+        session.get_one(Collection, stack.collection.id).embedding_model = None
+    await stack.pipeline.run(stack.claim())
+    assert len(stack.chunks(document)) == 3
+
+
+def fail_at_second_slice(embedder: FakeEmbedder) -> FakeEmbedder:
+    async def fail(_: Sequence[str]) -> None:
+        if len(embedder.calls) > 1:
             raise ModelUnavailable
-        return await super().embed(texts, lane=lane, deadline_s=deadline_s)
+
+    embedder.meanwhile = fail
+    return embedder
 
 
 async def test_a_crash_half_through_leaves_nothing_searchable_and_no_step_is_done_twice(stack: Stack) -> None:
     document = stack.add("\n\n".join(PARAGRAPHS * 30))
     job = stack.claim()
-    failing = Pipeline(stack.database, stack.blobs, stack.parser, FailsAtSecondBatch(max_tokens=16))
+    failing = stack.pipeline_with(fail_at_second_slice(FakeEmbedder(max_tokens=16)))
     with pytest.raises(ModelUnavailable):
         await failing.run(job)
     assert_nothing_is_searchable(stack)
@@ -254,7 +305,7 @@ async def test_ingesting_anew_replaces_the_chunks(stack: Stack) -> None:
     stack.attach(file)
     await stack.pipeline.run(stack.claim())
     before = chunk_ids(stack.database, stack.collection)
-    wide = Pipeline(stack.database, stack.blobs, stack.parser, FakeEmbedder(max_tokens=40))
+    wide = stack.pipeline_with(FakeEmbedder(max_tokens=40))
     anew = stack.attach(file, chunking=static(40))
     await wide.run(stack.claim())
     after = chunk_ids(stack.database, stack.collection)
@@ -272,8 +323,8 @@ async def test_a_collection_takes_one_model_only(stack: Stack) -> None:
     stack.add("Another document of about ten words, made for another model.")
     another = FakeEmbedder(fingerprint="another", max_tokens=16)
     job = stack.claim()
-    with pytest.raises(WrongModel):
-        await Pipeline(stack.database, stack.blobs, stack.parser, another).run(job)
+    with pytest.raises(WrongModel, match=r"'fake' in models\.embedding"):
+        await stack.pipeline_with(another).run(job)
     assert another.calls == []
     assert len(stack.parser.calls) == 1
 
@@ -282,9 +333,7 @@ async def test_a_model_that_changed_meanwhile_writes_nothing(stack: Stack) -> No
     """Two documents of an empty collection, embedded by two models at once: the second to commit is refused."""
     stack.add()
     second = stack.add("Another document of about ten words, made for another model.")
-    another = Pipeline(
-        stack.database, stack.blobs, stack.parser, FakeEmbedder(fingerprint="another", max_tokens=16)
-    )
+    another = stack.pipeline_with(FakeEmbedder(fingerprint="another", max_tokens=16))
     first_job, second_job = stack.claim(), stack.claim()
 
     async def overtake(text: str) -> None:

@@ -15,8 +15,9 @@ from ingest.worker import MAX_ATTEMPTS, Permanent, Retry, Wait, Worker, verdict
 from retrieval.catalog import delete_file
 from retrieval.database import Database
 from retrieval.scope import Scope
-from retrieval.tables import Base, DocumentStatus, Job, JobState, WorkerBeat
-from serving.protocols import ModelUnavailable, Overloaded, TextRefused
+from retrieval.tables import Base, Collection, DocumentStatus, Job, JobState, WorkerBeat
+from serving.protocols import ModelUnavailable, ModelUnknown, Overloaded, TextRefused
+from tests.fakes import FakeEmbedder
 from tests.ingest.stack import LEASE_S, TEXT, Stack
 
 OTHER = "Another document of about ten words, which is quite harmless."
@@ -67,6 +68,14 @@ def poison(error: Exception, *, only: str | None = None) -> Callable[[str], Awai
             TextRefused(3, "it is not valid Unicode"),
             Permanent("unreadable_text", "Text 3 cannot be processed: it is not valid Unicode"),
         ),
+        (
+            ModelUnknown("small", ["large"]),
+            Retry(
+                "There is no model 'small'. Available: large. Add it to models.embedding again, "
+                "or add the file to a new vector store.",
+                code="embedding_model_removed",
+            ),
+        ),
         (ModelUnavailable(), Wait(1.0)),
         (Overloaded(7.5), Wait(7.5)),
         (OperationalError("select 1", {}, Exception("server closed the connection")), Wait(2.0)),
@@ -82,7 +91,7 @@ def test_a_file_that_cannot_be_parsed_is_not_tried_again(code: ParseFailure) -> 
 
 
 def test_another_model_is_told_with_what_to_do() -> None:
-    told = verdict(WrongModel())
+    told = verdict(WrongModel("small"))
     assert isinstance(told, Permanent)
     assert told.code == "embedding_model_changed"
     assert "models.embedding" in told.message
@@ -158,6 +167,28 @@ async def test_while_the_models_are_away_documents_wait_without_a_count(
     stack.embedder.failure = None
     await worker.drain()
     assert stack.document(document).status is DocumentStatus.COMPLETED
+
+
+async def test_a_model_that_is_gone_fails_a_document_in_the_end_and_its_return_lets_it_in(
+    stack: Stack,
+) -> None:
+    """At first the models server may only be behind the settings; the file stays, and may be added again."""
+    file = stack.upload()
+    document = stack.attach(file)
+    with stack.database.write() as session:
+        session.get_one(Collection, stack.collection.id).embedding_model = "small"
+    worker = stack.worker()
+    for _ in range(MAX_ATTEMPTS):
+        await worker.drain()
+        stack.clock.now += 100.0
+    failed = stack.document(document)
+    assert (failed.status, failed.error_code) == (DocumentStatus.FAILED, "embedding_model_removed")
+    assert "models.embedding" in (failed.error_message or "")
+    assert stack.parser.calls == []
+    stack.pipeline = stack.pipeline_with(FakeEmbedder(name="small", max_tokens=16))
+    again = stack.attach(file)
+    await stack.worker().drain()
+    assert stack.document(again).status is DocumentStatus.COMPLETED
 
 
 async def test_a_document_that_is_deleted_while_it_fails_is_no_trouble(stack: Stack) -> None:

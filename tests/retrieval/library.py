@@ -22,17 +22,25 @@ from retrieval.tables import (
     LogOp,
     ParsedFile,
 )
-from tests.fakes import _bag_of_words
+from tests.fakes import DIMENSIONS, _bag_of_words
 
+MODEL = "fake"
 FINGERPRINT = "fake-bag-of-words"
 AUTO = {"type": "auto"}
 
 
 def new_collection(
-    database: Database, scope: Scope, name: str = "letters", *, now: float = 1.0
+    database: Database,
+    scope: Scope,
+    name: str = "letters",
+    *,
+    embedding_model: str = MODEL,
+    now: float = 1.0,
 ) -> Collection:
     with database.write() as session:
-        return create_collection(session, scope, name=name, attributes={}, now=now)
+        return create_collection(
+            session, scope, name=name, attributes={}, embedding_model=embedding_model, now=now
+        )
 
 
 def new_file(
@@ -85,18 +93,28 @@ def shelve(
     filename: str = "a.txt",
     attributes: dict[str, Any] | None = None,
     headings: Sequence[str] = (),
+    fingerprint: str = FINGERPRINT,
+    dimensions: int = DIMENSIONS,
     now: float = 1.0,
 ) -> Document:
     """A file of these paragraphs as a completed document, a chunk each."""
     with database.write() as session:
         file = add_text_file(session, scope, "\n\n".join(paragraphs), filename=filename, now=now)
         document = attach(session, scope, collection.id, file.id, attributes=attributes, now=now)
-        complete(session, document, paragraphs, headings=headings)
+        complete(
+            session, document, paragraphs, headings=headings, fingerprint=fingerprint, dimensions=dimensions
+        )
         return document
 
 
 def complete(
-    session: Session, document: Document, paragraphs: Sequence[str], *, headings: Sequence[str] = ()
+    session: Session,
+    document: Document,
+    paragraphs: Sequence[str],
+    *,
+    headings: Sequence[str] = (),
+    fingerprint: str = FINGERPRINT,
+    dimensions: int = DIMENSIONS,
 ) -> None:
     """Does what the pipeline does at its end. Page n holds the paragraph n."""
     text = "\n\n".join(paragraphs)
@@ -105,7 +123,7 @@ def complete(
         ParsedFile(blob_id=file.blob_id, media_type=file.media_type, text=text, elements=b"", page_count=None)
     )
     collection = session.get_one(Collection, document.collection_id, with_for_update=True)
-    collection.fingerprint = FINGERPRINT
+    collection.fingerprint = fingerprint
     chunks: list[Chunk] = []
     start = 0
     for position, paragraph in enumerate(paragraphs):
@@ -122,7 +140,7 @@ def complete(
                 headings=list(headings),
                 token_count=len(paragraph.split()),
                 places=[[start, end, position + 1, [0.0, 0.0, 100.0, 10.0]]],
-                embedding=_bag_of_words(paragraph, 0).astype(np.float16).tobytes(),
+                embedding=_bag_of_words(paragraph, 0, dimensions).astype(np.float16).tobytes(),
             )
         )
         start = end + 2

@@ -1,5 +1,7 @@
 """Search as a caller sees it: fresh after each commit, within its scope, never from an index alone."""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -11,10 +13,17 @@ from retrieval.database import Database
 from retrieval.filters import AllOf, Comparator, Comparison
 from retrieval.rankings import Fusion
 from retrieval.scope import Scope
-from retrieval.search import EmbeddingModelChanged, FoundChunk, Searcher, SearchMode, SearchOptions
+from retrieval.search import (
+    EmbeddingModelChanged,
+    EmbeddingModelRemoved,
+    FoundChunk,
+    Searcher,
+    SearchMode,
+    SearchOptions,
+)
 from retrieval.tables import Chunk, ChunkLog, Collection, Document, DocumentStatus
 from retrieval.views import IndexViews
-from serving.protocols import Lane, ModelUnavailable
+from serving.protocols import Lane, ModelUnavailable, ModelUnknown, Reranker
 from tests.fakes import FakeEmbedder, FakeReranker
 from tests.retrieval.library import add_text_file, attach, complete, new_collection, shelve
 
@@ -26,9 +35,21 @@ def embedder() -> FakeEmbedder:
     return FakeEmbedder()
 
 
+def searcher_of(database: Database, *embedders: FakeEmbedder, reranker: Reranker | None = None) -> Searcher:
+    """The first is the default."""
+    by_alias = {embedder.name: embedder for embedder in embedders}
+
+    def embedder_of(alias: str) -> FakeEmbedder:
+        if alias not in by_alias:
+            raise ModelUnknown(alias, list(by_alias))
+        return by_alias[alias]
+
+    return Searcher(database, IndexViews(), embedder_of, reranker, default_embedding=embedders[0].name)
+
+
 @pytest.fixture
 def searcher(database: Database, embedder: FakeEmbedder) -> Searcher:
-    return Searcher(database, IndexViews(), embedder, reranker=None)
+    return searcher_of(database, embedder)
 
 
 async def texts(
@@ -186,9 +207,9 @@ async def test_a_collection_of_another_model_is_refused_unless_only_words_are_co
 ) -> None:
     collection = new_collection(database, scope)
     shelve(database, scope, collection, NINE)
-    searcher = Searcher(database, IndexViews(), FakeEmbedder(fingerprint="another model"), reranker=None)
+    searcher = searcher_of(database, FakeEmbedder(fingerprint="another model"))
     for mode in (SearchMode.HYBRID, SearchMode.VECTOR):
-        with pytest.raises(EmbeddingModelChanged, match=collection.id):
+        with pytest.raises(EmbeddingModelChanged, match=rf"{collection.id}.*'fake' in models.embedding"):
             await searcher.search(scope, "vault", options=SearchOptions(mode=mode))
     assert await texts(searcher, scope, "vault", SearchOptions(mode=SearchMode.KEYWORD)) == [NINE]
 
@@ -203,7 +224,7 @@ async def test_an_absent_model_fails_a_search_in_place_of_a_lesser_one(
     reranker = FakeReranker()
     reranker.failure = ModelUnavailable()
     with pytest.raises(ModelUnavailable):
-        await Searcher(database, IndexViews(), FakeEmbedder(), reranker).search(scope, "vault")
+        await searcher_of(database, FakeEmbedder(), reranker=reranker).search(scope, "vault")
 
 
 async def test_scores_below_the_threshold_are_left_out(
@@ -272,7 +293,7 @@ async def test_vector_scores_are_cosines_and_the_best_is_told(
 async def test_the_reranker_reads_headings_and_shares_the_verdict(database: Database, scope: Scope) -> None:
     shelve(database, scope, new_collection(database, scope), KEY, WHALES, headings=["Cellar"])
     reranker = FakeReranker()
-    searcher = Searcher(database, IndexViews(), FakeEmbedder(), reranker)
+    searcher = searcher_of(database, FakeEmbedder(), reranker=reranker)
     found = await searcher.search(scope, "key hangs", lane=Lane.BULK)
     assert [hit.text for hit in found.chunks] == [KEY, WHALES]
     assert [hit.score for hit in found.chunks] == [1.0, 0.0]
@@ -284,7 +305,7 @@ async def test_the_reranker_reads_headings_and_shares_the_verdict(database: Data
 async def test_a_search_may_go_without_the_reranker(database: Database, scope: Scope) -> None:
     shelve(database, scope, new_collection(database, scope), KEY)
     reranker = FakeReranker()
-    searcher = Searcher(database, IndexViews(), FakeEmbedder(), reranker)
+    searcher = searcher_of(database, FakeEmbedder(), reranker=reranker)
     await searcher.search(scope, "key", options=SearchOptions(rerank=False))
     await searcher.search(scope, "key", collection_ids=[])
     assert reranker.calls == []
@@ -293,17 +314,21 @@ async def test_a_search_may_go_without_the_reranker(database: Database, scope: S
 async def test_the_query_is_embedded_on_the_callers_lane_and_not_at_all_for_words(
     database: Database, scope: Scope, embedder: FakeEmbedder, searcher: Searcher
 ) -> None:
+    await searcher.search(scope, "vault")
+    assert embedder.calls == []
+    shelve(database, scope, new_collection(database, scope), NINE)
     await searcher.search(scope, "vault", options=SearchOptions(mode=SearchMode.KEYWORD))
     await searcher.search(scope, "vault")
     await searcher.search(scope, "hall", lane=Lane.BACKGROUND)
     assert embedder.calls == [(Lane.INTERACTIVE, ["vault"]), (Lane.BACKGROUND, ["hall"])]
+    assert set(embedder.salts) == {scope.tenant_id}
 
 
 async def test_two_searchers_that_share_nothing_but_sql_agree(
     database: Database, scope: Scope, searcher: Searcher
 ) -> None:
     collection = new_collection(database, scope)
-    other = Searcher(database, IndexViews(), FakeEmbedder(), reranker=None)
+    other = searcher_of(database, FakeEmbedder())
 
     async def both() -> tuple[tuple[FoundChunk, ...], tuple[FoundChunk, ...]]:
         return (await searcher.search(scope, "vault key")).chunks, (
@@ -331,3 +356,54 @@ async def test_a_deleted_collection_is_gone_from_search_together_with_its_log(
     assert await texts(searcher, scope, "vault") == []
     with pytest.raises(CollectionMissing):
         await searcher.search(scope, "vault", collection_ids=[collection.id])
+
+
+async def test_each_collection_is_searched_by_its_own_model(database: Database, scope: Scope) -> None:
+    embedder, small = FakeEmbedder(), FakeEmbedder(name="small", fingerprint="small", dimensions=16)
+    letters = [new_collection(database, scope, f"letters {number}") for number in range(2)]
+    maps = new_collection(database, scope, "maps", embedding_model="small")
+    for collection in letters:
+        shelve(database, scope, collection, NINE, WHALES)
+    shelve(database, scope, maps, KEY, WHALES, fingerprint="small", dimensions=16)
+    both_embed = asyncio.Barrier(2)
+
+    async def meet(_: Sequence[str]) -> None:
+        await both_embed.wait()
+
+    embedder.meanwhile = small.meanwhile = meet
+    searcher = searcher_of(database, embedder, small)
+    async with asyncio.timeout(10):
+        found = (await searcher.search(scope, "the vault opens, the key hangs")).chunks
+    assert [len(each.calls) for each in (embedder, small)] == [1, 1]
+    assert {hit.text for hit in found[:3]} == {NINE, KEY}
+    assert {hit.collection_id for hit in found} == {*(each.id for each in letters), maps.id}
+    assert all(0 <= hit.score <= 1 for hit in found)
+
+
+async def test_a_collection_that_names_no_model_has_the_default_one(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    collection = new_collection(database, scope)
+    shelve(database, scope, collection, NINE)
+    with database.write() as session:
+        session.execute(update(Collection).values(embedding_model=None))
+    assert await texts(searcher, scope, "vault") == [NINE]
+
+
+async def test_a_collection_whose_model_is_gone_is_refused_with_what_to_do(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    maps = new_collection(database, scope, "maps", embedding_model="small")
+    assert await texts(searcher, scope, "vault") == []
+    shelve(database, scope, maps, NINE, fingerprint="small", dimensions=16)
+    with pytest.raises(EmbeddingModelRemoved, match=rf"{maps.id}.*'small'.*models.embedding"):
+        await searcher.search(scope, "vault")
+    assert await texts(searcher, scope, "vault", SearchOptions(mode=SearchMode.KEYWORD)) == [NINE]
+
+
+async def test_a_query_longer_than_the_models_read_is_cut(database: Database, scope: Scope) -> None:
+    shelve(database, scope, new_collection(database, scope), NINE)
+    reranker = FakeReranker(max_tokens=8)
+    searcher = searcher_of(database, FakeEmbedder(max_tokens=8), reranker=reranker)
+    assert await texts(searcher, scope, "vault " * 100) == [NINE]
+    assert reranker.salts == [scope.tenant_id]

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from serving.generation.engine import (
+    GIB,
+    MIB,
     Accelerator,
     EngineConfig,
-    detect_accelerator,
     engine_command,
     engine_environment,
+    gpu_memory_share,
+    list_gpus,
+    place_engines,
 )
 
 CONFIG = EngineConfig(
@@ -48,24 +52,51 @@ def test_memory_is_shared_on_a_gpu_and_bounded_on_a_cpu() -> None:
     assert engine_environment(replace(CONFIG, cpu_cache_gib=3))["VLLM_CPU_KVCACHE_SPACE"] == "3"
 
 
+def test_several_engines_take_turns_over_groups_of_gpus() -> None:
+    assert place_engines(3, gpus=4, tensor_parallel=1) == [(0,), (1,), (2,)]
+    assert place_engines(3, gpus=5, tensor_parallel=2) == [(0, 1), (2, 3), (0, 1)]
+    with pytest.raises(ValueError, match="4 GPUs does not fit on 2"):
+        place_engines(1, gpus=2, tensor_parallel=4)
+
+
+def test_engines_leave_the_models_beside_them_their_memory() -> None:
+    # 24 GiB: .96 of it is 23.04; two CUDA processes take 1, the model 2 x 1 + .5: 19.54 are left.
+    alone = gpu_memory_share(24 * GIB, engines_on_it=1, model_weights=[GIB], gpu_holds_models=True)
+    assert alone == round(19.54 / 24, 3)
+    assert gpu_memory_share(24 * GIB, engines_on_it=1, model_weights=[GIB], gpu_holds_models=False) > alone
+    # Three processes take 1.5, and two engines share the rest.
+    halves = gpu_memory_share(24 * GIB, engines_on_it=2, model_weights=[GIB], gpu_holds_models=True)
+    assert halves == round(19.04 / 24 / 2, 3)
+
+
+def test_an_engine_sees_its_own_gpus_and_decodes_as_configured() -> None:
+    config = replace(CONFIG, accelerator=Accelerator.CUDA, gpus=(2, 3), speculative='{"method": "ngram"}')
+    assert engine_environment(config)["CUDA_VISIBLE_DEVICES"] == "2,3"
+    command = engine_command(config)
+    assert command[command.index("--speculative-config") + 1] == '{"method": "ngram"}'
+    assert "--speculative-config" not in engine_command(CONFIG)
+    assert "CUDA_VISIBLE_DEVICES" not in engine_environment(CONFIG)
+
+
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("echo 'GPU 0: NVIDIA L4 (UUID: GPU-1)'", Accelerator.CUDA),
-        ("exit 0", Accelerator.CPU),
-        ("echo 'no devices were found'; exit 6", Accelerator.CPU),
-        (None, Accelerator.CPU),
+        ("printf '23034\n81559\n'", (23034 * MIB, 81559 * MIB)),
+        ("exit 0", ()),
+        ("echo 'No devices were found'; exit 6", ()),
+        ("echo 'Unable to determine the device handle'", ()),
+        (None, ()),
     ],
 )
-def test_a_gpu_is_there_when_its_own_tool_lists_one(
-    script: str | None, expected: Accelerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_gpus_are_those_that_their_own_tool_lists(
+    script: str | None, expected: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if script is not None:
         tool = tmp_path / "nvidia-smi"
         tool.write_text(f"#!/bin/sh\n{script}\n")
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert detect_accelerator() is expected
+    assert list_gpus() == expected
 
 
 @pytest.mark.engine
@@ -82,6 +113,9 @@ def test_vllm_knows_every_flag() -> None:
         env={**inherited, **engine_environment(CONFIG)},
         timeout=120,
     ).stdout
-    configs = [replace(CONFIG, accelerator=accelerator, tool_parser="hermes") for accelerator in Accelerator]
+    configs = [
+        replace(CONFIG, accelerator=accelerator, tool_parser="hermes", speculative="{}")
+        for accelerator in Accelerator
+    ]
     for flag in {flag for config in configs for flag in engine_command(config) if flag.startswith("--")}:
         assert f"{flag} " in known or f"{flag}," in known, flag

@@ -105,7 +105,7 @@ async def test_a_request_without_reply_is_sent_once_more_to_another_engine() -> 
     async with (
         ScriptedEngine(lose_after_words=0) as failing,
         ScriptedEngine() as good,
-        Gateway([Replica(failing.url), Replica(good.url)]) as gateway,
+        Gateway([Replica(failing.url), Replica(good.url)], salt_secret=b"s") as gateway,
     ):
         assert b"[DONE]" in await ask(gateway, stream=True)
     assert len(failing.bodies) == 1
@@ -114,7 +114,7 @@ async def test_a_request_without_reply_is_sent_once_more_to_another_engine() -> 
 
 async def test_a_full_engine_gives_way_to_another_and_is_told_when_alone() -> None:
     async with ScriptedEngine(status=503) as full, ScriptedEngine() as free:
-        async with Gateway([Replica(full.url), Replica(free.url)]) as gateway:
+        async with Gateway([Replica(full.url), Replica(free.url)], salt_secret=b"s") as gateway:
             assert b"It is so" in await ask(gateway)
         async with (
             full.gateway() as gateway,
@@ -135,7 +135,7 @@ async def test_no_engine_is_unavailable_at_once_with_the_reason_and_back_when_it
     engine = ScriptedEngine()
     async with engine:
         pass
-    async with Gateway([Replica(engine.url)], clock=lambda: now) as gateway:
+    async with Gateway([Replica(engine.url)], clock=lambda: now, salt_secret=b"s") as gateway:
         started = time.monotonic()
         with pytest.raises(EngineUnavailable, match="refuses connections"):
             await ask(gateway)
@@ -155,13 +155,16 @@ async def test_an_engine_whose_core_died_is_not_ready() -> None:
 
 
 async def test_a_wrong_token_is_named_as_the_reason() -> None:
-    async with ScriptedEngine(token="right") as engine, Gateway([Replica(engine.url, "wrong")]) as gateway:
+    async with (
+        ScriptedEngine(token="right") as engine,
+        Gateway([Replica(engine.url, "wrong")], salt_secret=b"s") as gateway,
+    ):
         with pytest.raises(EngineUnavailable, match="refuses our token"):
             await ask(gateway)
 
 
 async def test_no_engine_configured_is_unavailable() -> None:
-    async with Gateway([]) as gateway:
+    async with Gateway([], salt_secret=b"s") as gateway:
         with pytest.raises(EngineUnavailable, match="none is configured"):
             await ask(gateway)
 
@@ -178,7 +181,7 @@ async def test_a_model_goes_to_the_engines_that_serve_it() -> None:
     async with (
         ScriptedEngine(models=("a",)) as first,
         ScriptedEngine(models=("b",)) as second,
-        Gateway([Replica(first.url), Replica(f"{second.url}/v1/")]) as gateway,
+        Gateway([Replica(first.url), Replica(f"{second.url}/v1/")], salt_secret=b"s") as gateway,
     ):
         for model in ("b", "b", "a"):
             await ask(gateway, model=model)
@@ -187,7 +190,7 @@ async def test_a_model_goes_to_the_engines_that_serve_it() -> None:
 
 async def test_the_least_busy_engine_is_chosen() -> None:
     first, second = (ScriptedEngine(before_first_s=0.3) for _ in range(2))
-    async with first, second, Gateway([Replica(first.url), Replica(second.url)]) as gateway:
+    async with first, second, Gateway([Replica(first.url), Replica(second.url)], salt_secret=b"s") as gateway:
         await gateway.models()
         await asyncio.gather(*(ask(gateway) for _ in range(6)))
     assert (len(first.bodies), len(second.bodies)) == (3, 3)
@@ -196,14 +199,14 @@ async def test_the_least_busy_engine_is_chosen() -> None:
 async def test_models_are_listed_once_with_the_shortest_context_of_their_engines() -> None:
     async with ScriptedEngine(models=("a", "b")) as first, ScriptedEngine(models=("a",)) as second:
         second.max_model_len = 1024
-        async with Gateway([Replica(first.url), Replica(second.url)]) as gateway:
+        async with Gateway([Replica(first.url), Replica(second.url)], salt_secret=b"s") as gateway:
             assert await gateway.models() == [UpstreamModel("a", 1024), UpstreamModel("b", 4096)]
 
 
 async def test_a_silent_engine_is_lost() -> None:
     async with (
         ScriptedEngine(answer=lambda _: "one two", between_words_s=5) as engine,
-        Gateway([Replica(engine.url)], longest_silence_s=0.2) as gateway,
+        Gateway([Replica(engine.url)], longest_silence_s=0.2, salt_secret=b"s") as gateway,
     ):
         with pytest.raises(EngineLost):
             await ask(gateway, stream=True)

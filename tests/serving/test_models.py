@@ -1,19 +1,27 @@
-"""The real models: what the loaders accept, and that a batch, a precision or a padding changes no meaning."""
+"""What the loaders accept and tell of a model; that its backends agree is in tests/contracts/test_backends.py."""
 
 import json
 import shutil
-import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import SentenceTransformer
+from tokenizers import Tokenizer
 
+from serving.batching.model import Rows
 from serving.models.embedding import load_embedding_model, unit_rows
+from serving.models.hardware import usable_cores
 from serving.models.loading import ModelLoadError, fingerprint_of
-from serving.models.reranking import load_reranking_model
-from serving.protocols import Device, Precision
-from tests.serving.hosting import MINILM, NO_MINILM, NO_RERANKER, RERANKER, SCIFACT
+from serving.models.network import Replica
+from serving.models.reranking import load_reranking_model, scores_of
+from serving.models.starting import take_reading
+from serving.protocols import Backend, Device, Precision
+from tests.serving.hosting import MINILM, NO_MINILM, NO_RERANKER, REPOSITORY, RERANKER
 
 needs_minilm = pytest.mark.skipif(not MINILM.is_dir(), reason=NO_MINILM)
 needs_reranker = pytest.mark.skipif(not RERANKER.is_dir(), reason=NO_RERANKER)
@@ -25,31 +33,6 @@ TEXTS = [
     "Ωμέγα 漢字 🙂",
     "vault " * 600,
 ]
-
-
-def abstracts(count: int) -> list[str]:
-    if not SCIFACT.is_file():
-        pytest.skip("no scifact corpus in shared/data beside the repository")
-    with SCIFACT.open() as lines:
-        return [json.loads(line)["text"] for line, _ in zip(lines, range(count), strict=False)]
-
-
-@needs_minilm
-def test_a_batch_gives_what_sentence_transformers_gives() -> None:
-    model = load_embedding_model(str(MINILM), name="minilm", device=Device.CPU, precision=Precision.FLOAT32)
-    rows = model.forward(model.encode(TEXTS))
-    expected = SentenceTransformer(str(MINILM), device="cpu", local_files_only=True).encode(TEXTS)
-    np.testing.assert_allclose(rows, expected, atol=2e-6)
-
-
-@needs_minilm
-def test_bfloat16_agrees_with_float32_on_real_texts() -> None:
-    full = load_embedding_model(str(MINILM), name="minilm", device=Device.CPU, precision=Precision.FLOAT32)
-    half = load_embedding_model(str(MINILM), name="minilm", device=Device.CPU, precision=Precision.BFLOAT16)
-    batch = full.encode(abstracts(12))
-    cosines = (full.forward(batch) * half.forward(batch)).sum(axis=1)
-    assert cosines.min() >= 0.9995
-    assert full.card.fingerprint == half.card.fingerprint
 
 
 @needs_minilm
@@ -71,28 +54,92 @@ def test_the_fingerprint_follows_weights_and_pooling_but_not_the_readme(tmp_path
 
 
 @needs_minilm
-def test_a_model_with_fewer_dimensions_is_truncated_and_scaled(tmp_path: Path) -> None:
-    SentenceTransformer(str(MINILM), device="cpu", local_files_only=True, truncate_dim=256).save(
-        str(tmp_path)
-    )
-    model = load_embedding_model(str(tmp_path), name="smaller")
-    rows = model.forward(model.encode(TEXTS))
-    assert model.card.dimensions == 256
-    assert rows.shape == (len(TEXTS), 256)
-    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
+def test_what_is_left_open_is_chosen_and_told() -> None:
+    model = load_embedding_model(str(MINILM), name="minilm", device=Device.CPU)
+    assert (model.name, model.device, model.backend) == ("minilm", "cpu", "openvino")
+    assert model.precision in {"float32", "bfloat16"}
+    assert model.threads * len(model.replicas) <= max(usable_cores(), len(model.replicas))
+    assert model.memory_bytes > 80_000_000
+    assert model.limits_hint is None
 
 
 @needs_minilm
-def test_loading_and_running_open_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("a connection was tried")
+@pytest.mark.parametrize("backend", [Backend.TORCH, Backend.OPENVINO])
+def test_replicas_compute_side_by_side_what_one_computes(backend: Backend) -> None:
+    model = load_embedding_model(
+        str(MINILM), name="minilm", device=Device.CPU, backend=backend, threads=1, replicas=3
+    )
+    assert (model.threads, len(model.replicas)) == (1, 3)
+    tokens = model.replicas[0].encode(TEXTS)
+    expected = model.replicas[0].forward(model.replicas[0].collate(tokens))
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    model = load_embedding_model(str(MINILM), name="minilm")
-    assert len(model.forward(model.encode(["offline"]))) == 1
-    with pytest.raises(ModelLoadError, match="neither a folder nor in the local hub cache"):
-        load_embedding_model("somebody/some-model", name="absent")
+    def run_often(replica: Replica[str]) -> list[Rows]:
+        return [replica.forward(replica.collate(tokens)) for _ in range(5)]
+
+    with ThreadPoolExecutor(3) as threads:
+        for several in threads.map(run_often, model.replicas):
+            for rows in several:
+                np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+@needs_minilm
+def test_rows_stay_as_they_were_when_the_replica_runs_again() -> None:
+    [replica] = load_embedding_model(str(MINILM), name="minilm", device=Device.CPU, replicas=1).replicas
+    first = replica.forward(replica.collate(replica.encode(["The key hangs in the hall."])))
+    before = first.copy()
+    replica.forward(replica.collate(replica.encode(["Whales feed on krill."])))
+    np.testing.assert_array_equal(first, before)
+
+
+@needs_minilm
+@pytest.mark.parametrize("backend", [Backend.TORCH, Backend.OPENVINO])
+def test_closing_lets_go_of_the_weights(backend: Backend) -> None:
+    model = load_embedding_model(str(MINILM), name="minilm", device=Device.CPU, backend=backend)
+    [replica, *_] = model.replicas
+    model.close()
+    with pytest.raises(AssertionError):
+        replica.forward(replica.collate(replica.encode(["too late"])))
+
+
+@needs_minilm
+def test_openvino_is_refused_on_cuda() -> None:
+    with pytest.raises(ModelLoadError, match="cuda"):
+        load_embedding_model(str(MINILM), name="minilm", device=Device.CUDA, backend=Backend.OPENVINO)
+
+
+NO_CONNECTION = """
+import pathlib, sys
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+        raise SystemExit("a connection was tried")
+sys.addaudithook(refuse)
+from serving.models.embedding import load_embedding_model
+from serving.models.loading import ModelLoadError
+model = load_embedding_model(sys.argv[1], name="minilm", device="cpu", backend="openvino")
+[replica, *_] = model.replicas
+assert replica.forward(replica.collate(replica.encode(["offline"]))).shape == (1, 384)
+try:
+    load_embedding_model("somebody/some-model", name="absent")
+except ModelLoadError as error:
+    assert "neither a folder nor in the local hub cache" in str(error)
+assert not [name for name, module in sys.modules.items() if name.startswith("openvino_telemetry") and module]
+assert sys.modules["openvino.tools.ovc.convert_impl"].tm.__name__.endswith("telemetry_stub")
+assert not list(pathlib.Path.home().iterdir())
+"""
+
+
+@needs_minilm
+def test_loading_and_running_open_no_connection_and_report_nothing(tmp_path: Path) -> None:
+    # In a process of its own: openvino's telemetry, installed with it, starts at the first import.
+    finished = subprocess.run(
+        [sys.executable, "-c", NO_CONNECTION, str(MINILM)],
+        cwd=REPOSITORY,
+        env={"HOME": str(tmp_path), "PATH": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
@@ -113,24 +160,72 @@ def test_a_model_that_would_run_its_own_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_vectors_that_are_no_directions_are_refused() -> None:
-    rows = np.array([[3, 4], [0, 2]], np.float32)
-    np.testing.assert_allclose(unit_rows(rows, shape=(2, 2)), np.array([[0.6, 0.8], [0, 1]], np.float32))
+    rows = np.array([[3, 4, 9], [0, 2, 9]], np.float32)
+    np.testing.assert_allclose(unit_rows(rows, width=2), np.array([[0.6, 0.8], [0, 1]], np.float32))
     for bad in (np.nan, np.inf):
         with pytest.raises(ValueError, match="not finite"):
-            unit_rows(np.array([[1, bad]], np.float32), shape=(1, 2))
+            unit_rows(np.array([[1, bad]], np.float32), width=2)
     with pytest.raises(ValueError, match="no length"):
-        unit_rows(np.zeros((1, 2), np.float32), shape=(1, 2))
+        unit_rows(np.zeros((1, 2), np.float32), width=2)
     with pytest.raises(ValueError, match="shape"):
-        unit_rows(rows, shape=(2, 3))
+        unit_rows(rows, width=4)
+
+
+def test_scores_follow_the_logistic_function_at_any_size() -> None:
+    outputs = np.array([[0], [np.log(3)], [-1000], [1000]], np.float32)
+    scores = scores_of(outputs)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(scores, np.array([[0.5], [0.75], [0], [1]], np.float32), atol=1e-6)
+    with pytest.raises(ValueError, match="not finite"):
+        scores_of(np.array([[np.nan]], np.float32))
+    with pytest.raises(ValueError, match="shape"):
+        scores_of(np.zeros((2, 3), np.float32))
 
 
 @needs_reranker
-def test_a_batch_of_pairs_scores_as_sentence_transformers_does() -> None:
-    model = load_reranking_model(str(RERANKER), name="reranker", device=Device.CPU)
-    pairs = [("Where is the key?", text) for text in TEXTS]
-    scores = model.forward(model.encode(pairs))[:, 0]
-    expected = CrossEncoder(str(RERANKER), device="cpu", local_files_only=True).predict(pairs)
-    np.testing.assert_allclose(scores, np.asarray(expected, np.float32), atol=1e-4)
+def test_the_rerankers_card_tells_what_it_reads() -> None:
+    card = load_reranking_model(str(RERANKER), name="reranker").card
+    assert (card.name, card.max_tokens) == ("reranker", 256)
+    assert len(Tokenizer.from_str(card.tokenizer_json).encode("vault " * 5000).ids) >= 5000
+
+
+@needs_minilm
+def test_a_model_that_reads_more_than_its_tokenizer_tells_is_refused(tmp_path: Path) -> None:
+    library = SentenceTransformer(str(MINILM), device="cpu", local_files_only=True)
+    with pytest.raises(ModelLoadError, match="prepares its input in a way"):
+        take_reading(Shouting(library), "shouting", example=["a"], probe=["A text."])
+
+
+class Shouting:
+    """A library's model that changes texts before it tokenises them."""
+
+    def __init__(self, library: SentenceTransformer) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+    def preprocess(self, texts: list[str], *, prompt: str | None) -> Any:
+        return self._library.preprocess([f"{text}!!" for text in texts], prompt=prompt)
+
+
+@needs_minilm
+def test_a_default_prompt_goes_before_each_text(tmp_path: Path) -> None:
+    library = SentenceTransformer(
+        str(MINILM),
+        device="cpu",
+        local_files_only=True,
+        prompts={"query": "Find: "},
+        default_prompt_name="query",
+    )
+    library[1].include_prompt = False
+    library.save(str(tmp_path), create_model_card=False)
+    model = load_embedding_model(
+        str(tmp_path), name="prompted", device=Device.CPU, precision=Precision.FLOAT32
+    )
+    [replica, *_] = model.replicas
+    rows = replica.forward(replica.collate(replica.encode(TEXTS[:2])))
+    np.testing.assert_allclose(rows, library.encode(TEXTS[:2]), atol=1e-4)
 
 
 @needs_minilm

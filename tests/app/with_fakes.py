@@ -1,0 +1,88 @@
+"""Routes over models that are fakes: for what must be refused before a model is touched, and for several models."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import httpx
+from fastapi import FastAPI
+
+from app.errors import install_errors
+from app.metrics import ApiMetrics
+from app.routes import embeddings, models, vector_stores
+from app.routes.caller import scope_of, writing_scope_of
+from app.settings import Settings, read_settings
+from retrieval.database import Database
+from retrieval.scope import Scope
+from retrieval.search import Searcher
+from retrieval.views import IndexViews
+from serving.protocols import ModelUnknown
+from tests.fakes import FakeEmbedder, FakeReranker
+
+
+@dataclass(frozen=True)
+class FakeModels:
+    """In place of a models server; the first embedder is the default."""
+
+    embedders: Mapping[str, FakeEmbedder]
+    rerankers: Mapping[str, FakeReranker]
+
+    def embedder(self, alias: str) -> FakeEmbedder:
+        if alias not in self.embedders:
+            raise ModelUnknown(alias, list(self.embedders))
+        return self.embedders[alias]
+
+    def reranker(self, alias: str) -> FakeReranker:
+        return self.rerankers[alias]
+
+    def declared(self) -> Settings:
+        """The settings that name these models."""
+        return read_settings().with_options(
+            models={"embedding": ",".join(self.embedders), "reranker": ",".join(self.rerankers)}
+        )
+
+
+class NoEngines:
+    """A gateway without engines."""
+
+    async def models(self) -> list[object]:
+        return []
+
+
+@dataclass(frozen=True)
+class FakeServices:
+    """What the routes for models and collections ask of the services."""
+
+    settings: Settings
+    models: FakeModels
+    database: Database
+    views: IndexViews
+    searcher: Searcher
+    metrics: ApiMetrics = field(default_factory=ApiMetrics)
+    gateway: NoEngines = field(default_factory=NoEngines)
+
+
+def services_with(database: Database, fakes: FakeModels) -> FakeServices:
+    settings, views = fakes.declared(), IndexViews()
+    searcher = Searcher(
+        database,
+        views,
+        fakes.embedder,
+        reranker=None,
+        default_embedding=settings.models.default_embedding,
+    )
+    return FakeServices(settings, fakes, database, views, searcher)
+
+
+@asynccontextmanager
+async def client_of(services: FakeServices, scope: Scope) -> AsyncIterator[httpx.AsyncClient]:
+    """A client whose key has this scope."""
+    app = FastAPI()
+    install_errors(app)
+    for module in (embeddings, models, vector_stores):
+        app.include_router(module.router)
+    app.state.services = services
+    app.dependency_overrides[scope_of] = app.dependency_overrides[writing_scope_of] = lambda: scope
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://strongroom") as client:
+        yield client
