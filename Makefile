@@ -32,6 +32,7 @@ lint: dev
 	$(BIN)/lint-imports
 
 bench: setup dev
+	$(BIN)/python -m tests.bench.peers.install
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.bench
 
 dev: .venv/.dev

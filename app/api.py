@@ -27,7 +27,8 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title="Strongroom", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
     app.add_middleware(MeasureRequests, metrics=metrics)
     install_errors(app)
-    for module in (files, vector_stores, chat, embeddings, models, citations, health):
+    # Routes are tried in this order: those that must be quick stand first.
+    for module in (chat, embeddings, vector_stores, files, models, citations, health):
         app.include_router(module.router)
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -11,7 +11,8 @@ from retrieval.tables import Role
 from serving.protocols import Lane
 
 
-def services_of(request: Request) -> Services:
+# Async, as a plain dependency costs a thread's turn for each request.
+async def services_of(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
@@ -21,7 +22,8 @@ async def scope_of(request: Request) -> Scope:
     kind, _, key = request.headers.get("authorization", "").partition(" ")
     if kind.lower() != "bearer" or not key.strip():
         raise KeyInvalid
-    return await services_of(request).keys.scope_of(key.strip())
+    services = await services_of(request)
+    return await services.keys.scope_of(key.strip())
 
 
 async def writing_scope_of(request: Request) -> Scope:

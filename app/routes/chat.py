@@ -255,10 +255,14 @@ async def _pass_through(request: Request, services: Services, scope: Scope, aske
             prefix=asked.prefix,
             deadline_s=deadline_of(request, longest_s=services.settings.engine.timeout_s) if whole else None,
         )
+
+        async def exchange() -> tuple[Reply, bytes]:
+            reply = await stack.enter_async_context(sending)
+            return reply, await reply.read() if whole else b""
+
         try:
             with stages.measure("generate"):
-                reply = await unless_departed(request, stack.enter_async_context(sending))
-                content = await unless_departed(request, reply.read()) if whole else b""
+                reply, content = await unless_departed(request, exchange())
         except ModelNotServed as error:
             raise UnknownModel(asked.body.model, await model_names(services, scope)) from error
         headers = services.metrics.told(stages)

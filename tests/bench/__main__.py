@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: starts one stack, measures, shows a table. Status 1 when a bound is missed."""
+"""`python -m tests.bench`: measures the serving layer, then a whole stack. Status 1 when a bound is missed."""
 
 import argparse
 import signal
@@ -14,7 +14,18 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from tests.bench import first_token, machine, prompt_layout, quality, report, search_latency, searchable
+from tests.bench import (
+    first_token,
+    machine,
+    prefix_routing,
+    prompt_layout,
+    quality,
+    report,
+    search_latency,
+    searchable,
+    serving_embedding,
+    serving_gateway,
+)
 from tests.bench.clients import Api
 from tests.bench.figures import Figure, failed
 from tests.bench.run import FULL, QUICK, Run
@@ -24,7 +35,15 @@ OUTPUT = ROOT / ".bench"
 LONGEST_S = 3_600
 """After this a run that hangs is ended, and its stack with it."""
 
+Compare = Callable[[bool, Progress], list[Figure]]
 Measure = Callable[[Run], list[Figure]]
+
+COMPARISONS: dict[str, tuple[str, Compare]] = {
+    "serving_embedding": (serving_embedding.SAYS, serving_embedding.compare),
+    "serving_gateway": (serving_gateway.SAYS, serving_gateway.compare),
+    "prefix_routing": (prefix_routing.SAYS, lambda *_: prefix_routing.measure()),
+}
+"""Start what they need by themselves; a stack beside them would take its share of the cores."""
 
 MEASURES: dict[str, tuple[str, Measure]] = {
     "first_token": (first_token.SAYS, first_token.measure),
@@ -43,10 +62,19 @@ def main() -> int:
     console = Console()
     _end_on_signals()
     described = machine.describe()
-    console.print("Starting a stack with its engine (about a minute)", highlight=False)
-    with _running_stack() as stack, _progress(console) as progress, stack.http() as client:
-        run = Run(stack, Api(client), QUICK if options.quick else FULL, progress)
-        figures = [figure for name in options.only for figure in _measure(name, run)]
+    sizes = QUICK if options.quick else FULL
+    figures: list[Figure] = []
+    with _progress(console) as progress:
+        for name in [name for name in COMPARISONS if name in options.only]:
+            says, compare = COMPARISONS[name]
+            figures += _measured(name, says, partial(compare, options.quick, progress), progress)
+        if chosen := [name for name in MEASURES if name in options.only]:
+            console.print("Starting a stack with its engine (about a minute)", highlight=False)
+            with _running_stack() as stack, stack.http() as client:
+                run = Run(stack, Api(client), sizes, progress)
+                for name in chosen:
+                    says, measure = MEASURES[name]
+                    figures += _measured(name, says, partial(measure, run), progress)
     report.show(console, described, figures)
     for path in report.write(OUTPUT, described, figures):
         console.print(f"wrote {path.relative_to(ROOT)}", highlight=False)
@@ -59,26 +87,25 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--only",
         nargs="+",
-        choices=MEASURES,
-        default=list(MEASURES),
+        choices=[*COMPARISONS, *MEASURES],
+        default=[*COMPARISONS, *MEASURES],
         metavar="NAME",
-        help=", ".join(MEASURES),
+        help=", ".join([*COMPARISONS, *MEASURES]),
     )
     return parser.parse_args()
 
 
-def _measure(name: str, run: Run) -> list[Figure]:
-    says, measure = MEASURES[name]
+def _measured(name: str, says: str, measure: Callable[[], list[Figure]], progress: Progress) -> list[Figure]:
     started = time.monotonic()
-    run.progress.console.print(f"{name}: {says}", highlight=False)
+    progress.console.print(f"{name}: {says}", highlight=False)
     try:
-        return measure(run)
+        return measure()
     except Exception as error:  # noqa: BLE001
         # The loop's edge: a measure that fails is a row of the table, and the others go on.
-        run.progress.console.print_exception()
+        progress.console.print_exception()
         return [failed(name, says, f"{type(error).__name__}: {error}")]
     finally:
-        run.progress.console.print(f"{name}: {time.monotonic() - started:.0f} s", highlight=False)
+        progress.console.print(f"{name}: {time.monotonic() - started:.0f} s", highlight=False)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Embeddings side by side: our models role, infinity, BentoML and a naive server, in one run over the same texts.
 
-`python -m tests.bench.serving_embedding [--quick]` runs it alone. Each step goes round all servers before the next,
-and the others idle while one is measured. Ours stands twice: with what it chooses by itself, and with torch in
+`python -m tests.bench --only serving_embedding [--quick]` runs it alone. Each step goes round all servers before the
+next, and the others idle while one is measured. Ours stands twice: with what it chooses by itself, and with torch in
 float32 like the others, so that a faster backend does not count as better scheduling.
 """
 
@@ -25,11 +25,10 @@ from serving.protocols import Lane
 from tests.bench.corpora import SHARED, read_beir
 from tests.bench.figures import Bound, Figure, MeasureFailed, Samples, skipped
 from tests.bench.peers import embedding_servers, load
-from tests.bench.peers.alone import run_alone
 from tests.bench.peers.embedding_servers import FOLDER, EmbeddingServer
 from tests.bench.peers.install import PeerAbsent
 from tests.bench.peers.load import LOST, Answer, LoadProcess
-from tests.bench.run import QUICK_REASON, Run
+from tests.bench.run import QUICK_REASON
 from tests.stack import ROOT
 
 SAYS = "embeddings: our models role beside infinity, BentoML and a naive server"
@@ -115,10 +114,6 @@ class Measured:
     @property
     def share_of_what_fits(self) -> float:
         return len(self.in_time) / min(len(self.burst), max(1, self.queries_a_second * DEADLINE_S))
-
-
-def measure(run: Run) -> list[Figure]:
-    return compare(run.sizes.is_quick, run.progress)
 
 
 def compare(is_quick: bool, progress: Progress) -> list[Figure]:
@@ -425,7 +420,3 @@ def _p95(values: Sequence[float]) -> float:
 def _lowest_cosine(measured: Sequence[Measured]) -> float:
     rows = [each.rows / np.linalg.norm(each.rows, axis=1, keepdims=True) for each in measured]
     return round(min(float((rows[0] * other).sum(axis=1).min()) for other in rows), 5)
-
-
-if __name__ == "__main__":
-    run_alone(compare, prog="tests.bench.serving_embedding")

@@ -1,7 +1,7 @@
 """Gateways side by side before one mock engine: our api role, litellm, vllm-router, and the engine without any.
 
-`python -m tests.bench.serving_gateway [--quick]` runs it alone. Load, gateway and engine are a process each and share
-the machine's cores, so what the engine reaches directly under the same load stands beside.
+`python -m tests.bench --only serving_gateway [--quick]` runs it alone. Load, gateway and engine are a process each and
+share the machine's cores, so what the engine reaches directly under the same load stands beside.
 """
 
 import math
@@ -17,11 +17,10 @@ from rich.progress import Progress
 
 from tests.bench.figures import Bound, Figure, MeasureFailed, Samples
 from tests.bench.peers import gateways, load
-from tests.bench.peers.alone import run_alone
 from tests.bench.peers.gateways import Gateway
 from tests.bench.peers.install import PeerAbsent
 from tests.bench.peers.load import Answer, LoadProcess
-from tests.bench.run import QUICK_REASON, Run
+from tests.bench.run import QUICK_REASON
 
 SAYS = "gateways: our api role beside litellm and vllm-router, before the same mock engine"
 DIRECT, OURS, ROUTER = "direct", "strongroom", "vllm-router"
@@ -74,10 +73,6 @@ class Measured:
     @property
     def best_events_a_second(self) -> float:
         return max(self.events_a_second)
-
-
-def measure(run: Run) -> list[Figure]:
-    return compare(run.sizes.is_quick, run.progress)
 
 
 def compare(is_quick: bool, progress: Progress) -> list[Figure]:
@@ -279,7 +274,3 @@ def _closing_told(seconds: Sequence[float]) -> str:
     if math.isinf(max(seconds)):
         return f"not within {NOT_CLOSED_S:g} s"
     return f"longest {1000 * max(seconds):.1f} ms, n = {len(seconds)}"
-
-
-if __name__ == "__main__":
-    run_alone(compare, prog="tests.bench.serving_gateway")

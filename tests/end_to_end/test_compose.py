@@ -220,6 +220,10 @@ def test_models_and_engine_share_one_gpu() -> None:
     vllm = services["vllm"].command
     # Compose cannot look at the card, as `serve` does.
     assert 0 < float(vllm[vllm.index("--gpu-memory-utilization") + 1]) < 1
+    for profile in PROFILES:
+        others = read_compose(FILE, SECRETS, profile=profile).values()
+        with_gpu = {each.name for each in others if "deploy" in each.options}
+        assert with_gpu == ({"models", "vllm"} if profile == "gpu" else set())
 
 
 def test_images_are_built_from_files_that_the_builder_gets() -> None:
