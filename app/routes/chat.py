@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from retrieval.stages import Stages
 
 from app.chat import CHAT_PATH, RAG_MODEL, Grounding, lost_event
 from app.errors import BadRequest, UnknownModel
@@ -19,6 +18,7 @@ from app.routes.models import engine_model_names, model_names
 from app.services import Services
 from app.streaming import StreamedReply, unless_departed, with_first
 from retrieval.scope import Scope
+from retrieval.stages import Stages
 from serving.generation.gateway import EngineLost, ModelNotServed, Reply
 from serving.protocols import EngineUnavailable, Lane
 
