@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from fastapi import FastAPI
+from starlette.applications import Starlette
 
 from app.http_server import run_http
 from app.logs import start_logs
@@ -19,7 +19,7 @@ from serving.readiness import Kind
 from serving.server import create_app
 
 
-def create_models_app(settings: ModelsSettings) -> FastAPI:
+def create_models_app(settings: ModelsSettings) -> Starlette:
     declared = [
         *_declare(Kind.EMBEDDING, settings.embeddings, load_embedding_model, settings),
         *_declare(Kind.RERANKING, settings.rerankers, load_reranking_model, settings),

@@ -1,7 +1,7 @@
 """The api role in this process, over a real models server, a real worker and an engine that follows a script."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,14 +56,21 @@ class Api:
         return await self.http.post("/v1/chat/completions", json=body)
 
 
+@asynccontextmanager
+async def served_models(embedding: str) -> AsyncIterator[str]:
+    """A models server with these embedding models, as the setting names them."""
+    settings = read_settings().with_options(models={"embedding": embedding})
+    async with served(create_models_app(settings.models)) as url, ModelsClient(url) as client:
+        await until_ready(client)
+        yield url
+
+
 @pytest.fixture(scope="session")
 async def models_url() -> AsyncIterator[str]:
     """A models server with the demo embedding model, for the whole session."""
     if not MINILM.is_dir():
         pytest.skip(NO_MINILM)
-    settings = read_settings().with_options(models={"embedding": str(MINILM)})
-    async with served(create_models_app(settings.models)) as url, ModelsClient(url) as client:
-        await until_ready(client)
+    async with served_models(str(MINILM)) as url:
         yield url
 
 
@@ -74,13 +81,16 @@ async def parsers() -> AsyncIterator[ParserPool]:
         yield pool
 
 
-@pytest.fixture
-async def api(models_url: str, parsers: ParserPool, tmp_path: Path) -> AsyncIterator[Api]:
+@asynccontextmanager
+async def opened_api(
+    models_url: str, parsers: ParserPool, folder: Path, *, embedding: str
+) -> AsyncIterator[Api]:
+    """The api role over that models server, with a database of its own in `folder`."""
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(ScriptedEngine())
         settings = read_settings().with_options(
-            storage={"data_dir": str(tmp_path / "data"), "max_upload_bytes": 200_000},
-            models={"url": models_url, "embedding": str(MINILM)},
+            storage={"data_dir": str(folder / "data"), "max_upload_bytes": 200_000},
+            models={"url": models_url, "embedding": embedding},
             engine={"url": engine.url},
         )
         key = prepare_data(settings).read_text().strip()
@@ -102,3 +112,9 @@ async def api(models_url: str, parsers: ParserPool, tmp_path: Path) -> AsyncIter
         )
         worker = Worker(services.database, pipeline, concurrency=2, lease_s=15, isolated=parsers.isolated)
         yield Api(http=http, settings=settings, services=services, engine=engine, worker=worker, app=app)
+
+
+@pytest.fixture
+async def api(models_url: str, parsers: ParserPool, tmp_path: Path) -> AsyncIterator[Api]:
+    async with opened_api(models_url, parsers, tmp_path, embedding=str(MINILM)) as opened:
+        yield opened

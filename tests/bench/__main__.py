@@ -111,7 +111,9 @@ def _measured(name: str, says: str, measure: Callable[[], list[Figure]], progres
 @contextmanager
 def _running_stack() -> Iterator[Stack]:
     with tempfile.TemporaryDirectory(prefix="strongroom-bench-") as folder:
-        stack = Stack(Path(folder) / "data", {"STRONGROOM_MODELS__RERANKER": ""})
+        stack = Stack(
+            Path(folder) / "data", {"STRONGROOM_MODELS__RERANKER": "", "STRONGROOM_MODELS__CACHE_MIB": "0"}
+        )
         try:
             stack.start()
             yield stack

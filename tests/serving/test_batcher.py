@@ -333,8 +333,9 @@ async def test_a_burst_is_admitted_as_far_as_it_can_be_served_and_the_rest_is_re
         _, *results = await asyncio.gather(first, *burst, return_exceptions=True)
     served = sum(isinstance(result, np.ndarray) for result in results)
     refused = [result for result in results if isinstance(result, Overloaded)]
-    # A batch of 9.8 s has room for 11 texts of 8 tokens: 112 texts take 100 s.
-    assert 0.9 * 112 <= served <= 112
+    # A batch of 9.8 s has room for 11 texts of 8 tokens: 112 texts take 100 s, and forecasts are taken for 1.05 times
+    # as long.
+    assert 0.9 * 112 / 1.05 <= served <= 112
     assert len(encoded) == served
     assert len(refused) == 1000 - served
     assert all(0.1 <= refusal.retry_after_s < 100 for refusal in refused)
