@@ -21,9 +21,9 @@ run: setup
 test: setup dev test-packages lint
 	HF_HUB_OFFLINE=1 $(BIN)/pytest
 
-# Without the engine and whole role processes.
+# Without the engine, whole role processes and each backend's compiler, on all cores.
 test-fast: dev $(MODELS)/.prepared
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "not engine and not processes"
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist loadfile -m "not engine and not processes and not backends"
 
 lint: dev
 	$(BIN)/ruff format --check .

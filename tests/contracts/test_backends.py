@@ -32,6 +32,8 @@ from tests.serving.hosting import MINILM, NO_MINILM, NO_RERANKER, REPOSITORY, RE
 
 SAMPLES = REPOSITORY / "data" / "samples"
 
+pytestmark = pytest.mark.backends
+
 needs_minilm = pytest.mark.skipif(not MINILM.is_dir(), reason=NO_MINILM)
 needs_reranker = pytest.mark.skipif(not RERANKER.is_dir(), reason=NO_RERANKER)
 

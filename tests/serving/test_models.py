@@ -23,6 +23,8 @@ from serving.models.starting import take_reading
 from serving.protocols import Backend, Device, Precision
 from tests.serving.hosting import MINILM, NO_MINILM, NO_RERANKER, REPOSITORY, RERANKER
 
+pytestmark = pytest.mark.backends
+
 needs_minilm = pytest.mark.skipif(not MINILM.is_dir(), reason=NO_MINILM)
 needs_reranker = pytest.mark.skipif(not RERANKER.is_dir(), reason=NO_RERANKER)
 
