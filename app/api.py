@@ -8,7 +8,7 @@ from fastapi import FastAPI
 
 from app.errors import install_errors
 from app.metrics import ApiMetrics, MeasureRequests
-from app.routes import chat, citations, embeddings, files, health, models, vector_stores
+from app.routes import chat, citations, embeddings, engines, files, health, models, vector_stores
 from app.routes.caller import Reader
 from app.services import open_api
 from app.settings import Settings
@@ -28,7 +28,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(MeasureRequests, metrics=metrics)
     install_errors(app)
     # Routes are tried in this order: those that must be quick stand first.
-    for module in (chat, embeddings, vector_stores, files, models, citations, health):
+    for module in (chat, embeddings, vector_stores, files, models, engines, citations, health):
         app.include_router(module.router)
 
     @app.get("/openapi.json", include_in_schema=False)

@@ -38,6 +38,13 @@ class UnknownModel(Exception):
         super().__init__(f"The model '{name}' does not exist. Available: {', '.join(available)}.")
 
 
+class EngineMissing(Exception):
+    """No engine of the gateway has this address."""
+
+    def __init__(self, url: str, present: Sequence[str]) -> None:
+        super().__init__(f"No engine at '{url}'. There are: {', '.join(present) or 'none'}.")
+
+
 @dataclass(frozen=True)
 class Meaning:
     status: int
@@ -58,6 +65,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     NotFound: Meaning(404, INVALID, "not_found"),
     KeyMissing: Meaning(404, INVALID, "not_found"),
     LinkInvalid: Meaning(404, INVALID, "not_found"),
+    EngineMissing: Meaning(404, INVALID, "not_found"),
     UnknownModel: Meaning(404, INVALID, "model_not_found"),
     ModelUnknown: Meaning(404, INVALID, "model_not_found"),
     EmbeddingModelChanged: Meaning(409, INVALID, "embedding_model_changed"),

@@ -18,6 +18,7 @@ from tests.bench import (
     first_token,
     machine,
     prefix_routing,
+    prefix_trace,
     prompt_layout,
     quality,
     report,
@@ -48,6 +49,7 @@ COMPARISONS: dict[str, tuple[str, Compare]] = {
 MEASURES: dict[str, tuple[str, Measure]] = {
     "first_token": (first_token.SAYS, first_token.measure),
     "prompt_layout": (prompt_layout.SAYS, prompt_layout.measure),
+    "prefix_trace": (prefix_trace.SAYS, prefix_trace.measure),
     "searchable": (searchable.SAYS, searchable.measure),
     "search_latency": (search_latency.SAYS, search_latency.measure),
     **{

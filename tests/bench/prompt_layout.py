@@ -87,14 +87,14 @@ def _ask(
         "stream": True,
         "cache_salt": way.name,
     }
-    queried, hit = _prefix_counters(engine)
+    queried, hit = prefix_counters(engine)
     way.seconds.append(wire.first_token_s(PATH, orjson.dumps(body)))
-    queried_after, hit_after = _prefix_counters(engine)
+    queried_after, hit_after = prefix_counters(engine)
     way.queried += queried_after - queried
     way.hit += hit_after - hit
 
 
-def _prefix_counters(engine: httpx.Client) -> tuple[float, float]:
+def prefix_counters(engine: httpx.Client) -> tuple[float, float]:
     """Tokens that vLLM looked up in its prefix cache so far, and those that it found."""
     told = engine.get("/metrics").raise_for_status().text
     queried, hit = (

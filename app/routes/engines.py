@@ -1,0 +1,75 @@
+"""/v1/engines: the generation engines behind the gateway, and their coming and going without a restart."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.auth import NotAllowed
+from app.errors import BadRequest, EngineMissing
+from app.routes.caller import Reader, UseServices
+from app.services import Services
+from app.streaming import unless_departed
+from retrieval.scope import Scope
+from retrieval.tables import Role
+from serving.generation.gateway import Replica
+
+router = APIRouter(prefix="/v1/engines")
+
+
+class EngineBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    url: str = Field(min_length=1, max_length=2_000)
+    token: str | None = Field(None, max_length=10_000)
+    """Sent to this engine in place of `engine.token`."""
+
+
+@router.get("")
+async def list_engines(services: UseServices, scope: Reader) -> dict[str, Any]:
+    _check_admin(scope)
+    return {"object": "list", "data": await _engines(services)}
+
+
+@router.post("")
+async def add_engine(body: EngineBody, services: UseServices, scope: Reader) -> dict[str, Any]:
+    """From now on it gets its share of the requests, until this process ends; `engine.url` is what lasts."""
+    _check_admin(scope)
+    token = services.settings.engine.token if body.token is None else body.token
+    try:
+        services.gateway.add(Replica(body.url, token or None))
+    except ValueError as error:
+        raise BadRequest(f"url: {error}.", param="url") from error
+    return (await _engines(services))[-1]
+
+
+@router.delete("")
+async def remove_engine(url: str, request: Request, services: UseServices, scope: Reader) -> dict[str, Any]:
+    """Answers when the engine's last request is done. A caller who leaves before that leaves the engine in."""
+    _check_admin(scope)
+    try:
+        await unless_departed(request, services.gateway.drain(url))
+    except KeyError as error:
+        raise EngineMissing(url, [engine["url"] for engine in await _engines(services)]) from error
+    except ValueError as error:
+        raise BadRequest(f"url: {error}.", param="url") from error
+    return {"object": "engine.deleted", "url": url, "deleted": True}
+
+
+def _check_admin(scope: Scope) -> None:
+    if not scope.is_admin:
+        raise NotAllowed(Role.ADMIN)
+
+
+async def _engines(services: Services) -> list[dict[str, Any]]:
+    return [
+        {
+            "object": "engine",
+            "url": replica.url,
+            "ready": replica.reason is None,
+            "reason": replica.reason,
+            "models": list(replica.models),
+            "in_flight": replica.in_flight,
+        }
+        for replica in await services.gateway.health()
+    ]
