@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
-from retrieval.stages import Stages
 
 from app.citations import Citation, CitationWriter
 from app.links import CitedPlace, LinkSigner
@@ -21,6 +20,7 @@ from retrieval.filters import Filter
 from retrieval.passages import Passage, load_passages
 from retrieval.scope import Scope
 from retrieval.search import Candidates, Searcher, SearchOptions
+from retrieval.stages import Stages
 from serving.generation.gateway import Reply
 from serving.generation.passage_order import PassageOrder
 from serving.protocols import EngineUnavailable, Lane

@@ -3,8 +3,9 @@
 import time
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
-from retrieval.stages import Stages
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from retrieval.stages import Stages
 
 BUCKETS_S = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
