@@ -384,7 +384,7 @@ def test_everything_is_ready_and_asks_for_its_secret(stack: ComposedStack) -> No
     assert ready.json()["roles"]["database"]["reason"] == "postgresql"
     for port, path in (
         (ports["api"], "/v1/models"),
-        (ports["models-cpu"], "/embedding"),
+        (ports["models-cpu"], "/models/embedding/all-MiniLM-L6-v2"),
         (ports["vllm-cpu"], "/v1/models"),
     ):
         assert httpx.get(f"http://{LOOPBACK}:{port}{path}").status_code == 401
