@@ -26,7 +26,7 @@ def measure(run: Run) -> list[Figure]:
     """One request after the other. A block of the trace is a block of token ids that are its own."""
     if not TRACE.is_file():
         return [skipped("prefix_trace", SAYS, f"{TRACE.name} is not beside the repository")]
-    prompts = _prompts(8 if run.sizes.is_quick else 150)
+    prompts = _prompts(8 if run.sizes.is_quick else 60)
     url, key = run.stack.engine_address()
     seconds: list[float] = []
     with (
