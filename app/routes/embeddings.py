@@ -92,12 +92,9 @@ async def embeddings(
     counts = await asyncio.to_thread(_count_tokens, model.tokenizer_json, body.input)
     if not body.truncate:
         _must_fit(counts, model.max_tokens, field="input", reader=model.name)
-    lane = lane_of(body.service_tier)
-    if body.service_tier is None and len(body.input) > PERSON_SENDS_AT_MOST:
-        lane = Lane.BULK
     embedding = embedder.embed(
         body.input,
-        lane=lane,
+        lane=_lane(body.service_tier, len(body.input), person_at_most=PERSON_SENDS_AT_MOST),
         deadline_s=deadline_of(request, longest_s=LONGEST_S),
         cache_salt=scope.tenant_id,
         truncate=body.truncate,
@@ -136,13 +133,10 @@ async def rerank(request: Request, body: RerankBody, services: UseServices, scop
     counts = await asyncio.to_thread(_count_tokens, model.tokenizer_json, pairs)
     if not body.truncate:
         _must_fit(counts, model.max_tokens, field="documents", reader=model.name, beside=" with the query")
-    lane = lane_of(body.service_tier)
-    if body.service_tier is None and len(body.documents) > PERSON_RANKS_AT_MOST:
-        lane = Lane.BULK
     scoring = reranker.score(
         body.query,
         body.documents,
-        lane=lane,
+        lane=_lane(body.service_tier, len(body.documents), person_at_most=PERSON_RANKS_AT_MOST),
         deadline_s=deadline_of(request, longest_s=LONGEST_S),
         cache_salt=scope.tenant_id,
         truncate=body.truncate,
@@ -167,6 +161,13 @@ async def rerank(request: Request, body: RerankBody, services: UseServices, scop
             },
         }
     )
+
+
+def _lane(service_tier: str | None, count: int, *, person_at_most: int) -> Lane:
+    """The tier decides; without one, the number of texts tells a program from a person."""
+    if service_tier is None and count > person_at_most:
+        return Lane.BULK
+    return lane_of(service_tier)
 
 
 def _must_be_one_of(aliases: Sequence[str], asked: str) -> None:

@@ -176,16 +176,16 @@ class _Comparison:
         """Also keeps some vectors to compare, and finds how many requests take the time of a bulk phase."""
         server, sizes = measured.server, self._sizes
         few = self._process.run(load.ask, server.url, server.request(self._texts[:4], lane=Lane.BULK))
-        measured.rows = server.vectors(_checked([few])[0].body)
+        measured.rows = server.vectors(load.checked([few])[0].body)
         one = server.request(self._texts[-sizes.texts_a_request :], lane=Lane.BULK)
-        answers = _checked(self._process.run(load.one_by_one, server.url, [one] * 3))
+        answers = load.checked(self._process.run(load.one_by_one, server.url, [one] * 3))
         fastest_s = min(each.seconds for each in answers)
         most = len(self._texts) // sizes.texts_a_request
         measured.requests = min(most, max(sizes.least_requests, round(sizes.aim_s / fastest_s)))
 
     def _lone(self, measured: Measured) -> None:
         requests = self._single(measured.server, 5 + self._sizes.lone_queries)
-        measured.lone = _checked(self._process.run(load.one_by_one, measured.server.url, requests))[5:]
+        measured.lone = load.checked(self._process.run(load.one_by_one, measured.server.url, requests))[5:]
 
     def _bulk(self, measured: Measured) -> None:
         """Ours between two halves of the bare loop."""
@@ -200,7 +200,7 @@ class _Comparison:
     def _bulk_round(self, measured: Measured) -> None:
         requests = self._bulk_requests(measured)
         answers = self._process.run(load.closed_loop, measured.server.url, requests, at_once=AT_ONCE)
-        measured.bulk_rounds.append(self._texts_a_second(_checked(answers)))
+        measured.bulk_rounds.append(self._texts_a_second(load.checked(answers)))
         measured.texts += len(answers) * self._sizes.texts_a_request
 
     def _capacity(self, measured: Measured) -> None:
@@ -212,7 +212,7 @@ class _Comparison:
             at_once=QUERIES_AT_ONCE,
             seconds=self._sizes.capacity_s,
         )
-        measured.queries_a_second = sum(each.status == 200 for each in answers) / _span_s(answers)
+        measured.queries_a_second = sum(each.status == 200 for each in answers) / load.span_s(answers)
 
     def _beside_bulk(self, measured: Measured) -> None:
         answers, measured.beside_bulk = self._process.run(
@@ -260,7 +260,7 @@ class _Comparison:
 
     def _texts_a_second(self, answers: Sequence[Answer]) -> float:
         good = sum(answer.status == 200 for answer in answers)
-        return good * self._sizes.texts_a_request / _span_s(answers)
+        return good * self._sizes.texts_a_request / load.span_s(answers)
 
 
 def _raw_texts_a_second(texts: Sequence[str]) -> float:
@@ -277,18 +277,6 @@ def _set_aside(name: str, error: Exception, absent: dict[str, str]) -> None:
     if name not in PEERS:
         raise error
     absent[name] = str(error)
-
-
-def _checked(answers: list[Answer]) -> list[Answer]:
-    """Raises MeasureFailed unless all are good."""
-    bad = [answer for answer in answers if answer.status != 200]
-    if bad:
-        raise MeasureFailed(f"{len(bad)} of {len(answers)} requests failed, one with {bad[0].status}")
-    return answers
-
-
-def _span_s(answers: Sequence[Answer]) -> float:
-    return max(each.ended_at for each in answers) - min(each.started_at for each in answers)
 
 
 def _figures(measured: Mapping[str, Measured], absent: Mapping[str, str]) -> list[Figure]:

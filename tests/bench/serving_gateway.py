@@ -117,7 +117,7 @@ class _Comparison:
         warm_up = 10
         answers = self._process.run(load.in_turn, requests, times=warm_up + self._sizes.lone)
         for name, each in measured.items():
-            each.lone = _checked(answers[name][warm_up:])
+            each.lone = load.checked(answers[name][warm_up:])
 
     def _rates(self, measured: Measured) -> None:
         gateway, seconds = measured.gateway, self._sizes.rate_s
@@ -135,7 +135,7 @@ class _Comparison:
             at_once=CONNECTIONS,
             seconds=self._sizes.saturation_s,
         )
-        measured.requests_a_second = sum(each.status == 200 for each in answers) / _span_s(answers)
+        measured.requests_a_second = sum(each.status == 200 for each in answers) / load.span_s(answers)
 
     def _streams(self, measured: Measured) -> None:
         gateway, events = measured.gateway, self._sizes.events
@@ -148,7 +148,7 @@ class _Comparison:
         received = sum(each.body.count(b"data: ") for each in answers)
         if received < STREAMS * events and gateway.name == OURS:
             raise MeasureFailed(f"Of {STREAMS * events} events {received} came through.")
-        measured.events_a_second.append(received / _span_s(answers))
+        measured.events_a_second.append(received / load.span_s(answers))
 
     def _departures(self, measured: Measured) -> None:
         gateway = measured.gateway
@@ -177,18 +177,6 @@ class _Comparison:
                 return float(seen[0]) - departed_at
             time.sleep(0.02)
         return math.inf
-
-
-def _checked(answers: list[Answer]) -> list[Answer]:
-    """Raises MeasureFailed unless all are good."""
-    bad = [answer for answer in answers if answer.status != 200]
-    if bad:
-        raise MeasureFailed(f"{len(bad)} of {len(answers)} requests failed, one with {bad[0].status}")
-    return answers
-
-
-def _span_s(answers: Sequence[Answer]) -> float:
-    return max(each.ended_at for each in answers) - min(each.started_at for each in answers)
 
 
 def _figures(measured: Mapping[str, Measured], absent: Mapping[str, str]) -> list[Figure]:

@@ -19,6 +19,8 @@ import httptools
 import orjson
 import uvloop
 
+from tests.bench.figures import MeasureFailed
+
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
@@ -41,6 +43,18 @@ class Answer:
     @property
     def seconds(self) -> float:
         return self.ended_at - self.started_at
+
+
+def checked(answers: list[Answer]) -> list[Answer]:
+    """Raises MeasureFailed unless all are good."""
+    bad = [answer for answer in answers if answer.status != 200]
+    if bad:
+        raise MeasureFailed(f"{len(bad)} of {len(answers)} requests failed, one with {bad[0].status}")
+    return answers
+
+
+def span_s(answers: Sequence[Answer]) -> float:
+    return max(each.ended_at for each in answers) - min(each.started_at for each in answers)
 
 
 def post(url: str, path: str, body: Mapping[str, Any], *, token: str = "") -> bytes:
