@@ -17,6 +17,7 @@ from ingest.media_types import EmptyFile, UnsupportedMediaType
 from retrieval.blobs import TooLarge
 from retrieval.catalog import CursorInvalid, NotFound
 from retrieval.search import EmbeddingModelChanged
+from serving.departure import Departed
 from serving.protocols import EngineUnavailable, ModelUnavailable, ModelUnknown, Overloaded, TextRefused
 
 RETRY_AFTER_S = 5
@@ -55,6 +56,7 @@ class Meaning:
 INVALID = "invalid_request_error"
 MEANINGS: dict[type[Exception], Meaning] = {
     BadRequest: Meaning(400, INVALID),
+    Departed: Meaning(499, INVALID, "client_departed"),
     CursorInvalid: Meaning(400, INVALID),
     EmptyFile: Meaning(400, INVALID, "empty_file"),
     TextRefused: Meaning(400, INVALID, "text_refused"),

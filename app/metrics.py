@@ -63,16 +63,21 @@ class MeasureRequests:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
+        status: int | None = None
 
         async def measured(message: Message) -> None:
+            nonlocal status
+            await send(message)
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "none")
+                status = message["status"]
+            elif status is not None:
+                # Counted once the first byte is on its way, so that nobody waits for it.
                 self._metrics.record(
                     method=scope["method"],
-                    route=route,
-                    status=message["status"],
+                    route=getattr(scope.get("route"), "path", "none"),
+                    status=status,
                     first_byte_s=time.perf_counter() - started,
                 )
-            await send(message)
+                status = None
 
         await self._app(scope, receive, measured)

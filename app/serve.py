@@ -22,6 +22,7 @@ from retrieval.database import open_database
 from serving.generation.engine import (
     Accelerator,
     EngineConfig,
+    Gpu,
     engine_command,
     engine_environment,
     gpu_memory_share,
@@ -116,20 +117,22 @@ def with_own_addresses(settings: Settings) -> Settings:
 def role_processes(settings: Settings, *, models: bool, engine: bool) -> list[RoleProcess]:
     """The roles to start: api and worker, and those of models and engine that are ours."""
     names = [*(["models"] if models else []), "api", "worker"]
-    environment = inherited_environment() | settings.to_environment()
+    inherited = inherited_environment()
+    environment = inherited | settings.to_environment()
     roles = [RoleProcess(name, (sys.executable, "-m", "app.cli", name), environment) for name in names]
     if engine:
-        for number, config in enumerate(engine_configs(settings, list_gpus()), 1):
+        gpus = list_gpus(inherited.get("CUDA_VISIBLE_DEVICES"))
+        for number, config in enumerate(engine_configs(settings, gpus), 1):
             command = [*engine_command(config), *shlex.split(settings.engine.extra_args)]
             name = "engine" if number == 1 else f"engine-{number}"
-            roles.append(RoleProcess(name, command, inherited_environment() | engine_environment(config)))
+            roles.append(RoleProcess(name, command, inherited | engine_environment(config)))
     return roles
 
 
-def engine_configs(settings: Settings, gpus: Sequence[int]) -> list[EngineConfig]:
+def engine_configs(settings: Settings, gpus: Sequence[Gpu]) -> list[EngineConfig]:
     """One for each replica of each generation model, in the order of `settings.engine_urls`.
 
-    `gpus` are the memories of the GPUs in bytes. Raises StartRefused when they do not suffice.
+    Raises StartRefused when `gpus` do not suffice.
     """
     engine = settings.engine
     sources = [source for source in settings.engine.models for _ in range(engine.replicas)]
@@ -155,7 +158,7 @@ def engine_configs(settings: Settings, gpus: Sequence[int]) -> list[EngineConfig
             tool_parser=engine.tool_parser or None,
             speculative=engine.speculative or None,
             tensor_parallel=engine.tensor_parallel,
-            gpus=group,
+            gpus=tuple(gpus[place].number for place in group),
             gpu_memory_share=share,
             cpu_cache_gib=engine.kv_cache_gib,
         )
@@ -163,13 +166,13 @@ def engine_configs(settings: Settings, gpus: Sequence[int]) -> list[EngineConfig
     ]
 
 
-def _gpu_share(settings: Settings, gpus: Sequence[int], group: tuple[int, ...], engines: int) -> float:
+def _gpu_share(settings: Settings, gpus: Sequence[Gpu], group: tuple[int, ...], engines: int) -> float:
     """What one engine takes of each GPU of its group. The models role uses the GPUs too, unless it is elsewhere."""
     if settings.engine.gpu_memory_utilization:
         return settings.engine.gpu_memory_utilization
     sources = [*settings.models.embeddings, *settings.models.rerankers]
     return gpu_memory_share(
-        min(gpus[number] for number in group),
+        min(gpus[place].memory_bytes for place in group),
         engines_on_it=engines,
         model_weights=[weights_bytes(model_path(each.source, settings.models.folder)) for each in sources],
         gpu_holds_models=settings.models.device != "cpu",

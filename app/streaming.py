@@ -1,18 +1,15 @@
 """Replies that end when their client leaves, streamed or not: whatever was computed for it is cancelled."""
 
-import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from fastapi import Request, Response
+from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
+from serving.departure import Departed, unless_departed
+
 Result = TypeVar("Result")
-
-
-class Departed(Exception):
-    """The client closed the connection before its reply was ready."""
 
 
 class StreamedReply(Response):
@@ -33,7 +30,7 @@ class StreamedReply(Response):
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         try:
-            await _unless_departed(receive, self._send(send))
+            await unless_departed(receive, self._send(send))
         except Departed:
             return
 
@@ -47,11 +44,6 @@ class StreamedReply(Response):
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def unless_departed(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """The work's result; cancels it and raises Departed when the client leaves first. Read the body before."""
-    return await _unless_departed(request.receive, work)
-
-
 async def with_first(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """Waits for the first chunk, so that an error before it can still become an error reply."""
     first = await anext(chunks)
@@ -63,22 +55,3 @@ async def with_first(chunks: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
                 yield chunk
 
     return all_of_them()
-
-
-async def _unless_departed(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result:
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_departure(receive))
-    try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise Departed
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
-
-
-async def _departure(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass

@@ -7,11 +7,10 @@ Plain Starlette with checks by hand: FastAPI's own cost a lone query .3 ms, and 
 A server that stamps requests as they arrive (`request.state.arrived_at`, monotonic seconds) lets deadlines begin there.
 """
 
-import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -24,6 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serving.batching.batcher import Rows
+from serving.departure import Departed, unless_departed
 from serving.hosting import ModelHost
 from serving.protocols import Lane, ModelUnavailable, ModelUnknown, Overloaded, TextRefused, TextTooLong
 from serving.readiness import Kind
@@ -94,10 +94,6 @@ class Unauthorized(Exception):
     """The bearer token is missing or wrong."""
 
 
-class ClientDeparted(Exception):
-    """Nobody waits for the reply any more."""
-
-
 class ModelRoutes:
     """What the server answers."""
 
@@ -125,7 +121,7 @@ class ModelRoutes:
         kind, alias = request.path_params["kind"], request.path_params["alias"]
         if kind not in set(Kind):
             raise RequestInvalid(f"kind: one of {', '.join(Kind)}")
-        card, fingerprint = await _unless_departed(request, self._host.describe(Kind(kind), alias))
+        card, fingerprint = await unless_departed(request.receive, self._host.describe(Kind(kind), alias))
         return _json(asdict(card), headers={"X-Fingerprint": fingerprint})
 
     async def metrics(self, request: Request) -> Response:
@@ -156,7 +152,7 @@ class ModelRoutes:
             cache_salt=asked.cache_salt,
             truncate=asked.truncate,
         )
-        rows, fingerprint = await _unless_departed(request, computing)
+        rows, fingerprint = await unless_departed(request.receive, computing)
         return _as_bytes(rows, fingerprint)
 
     def _check_token(self, request: Request) -> None:
@@ -272,7 +268,7 @@ RERANK_FIELDS = EMBED_FIELDS | {"query": _read_query}
 
 
 async def _read_body(request: Request) -> bytes:
-    """Raises RequestInvalid beyond the bound, without having read the rest, and ClientDeparted."""
+    """Raises RequestInvalid beyond the bound, without having read the rest, and Departed."""
     content = bytearray()
     try:
         async for part in request.stream():
@@ -280,42 +276,8 @@ async def _read_body(request: Request) -> bytes:
             if len(content) > MAX_BODY_BYTES:
                 raise RequestInvalid(f"body: at most {MAX_BODY_BYTES} bytes")
     except ClientDisconnect:
-        raise ClientDeparted from None
+        raise Departed from None
     return bytes(content)
-
-
-async def _unless_departed(request: Request, work: Coroutine[Any, Any, Computed]) -> Computed:
-    """The result of `work`, which is cancelled when the client closes the connection."""
-    working = asyncio.current_task()
-    assert working is not None
-    watching: asyncio.Task[None] | None = None
-    departed = False
-
-    async def watch() -> None:
-        nonlocal departed
-        # The body has been read, so the next message can only be the disconnect.
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        departed = True
-        working.cancel()
-
-    def begin_to_watch() -> None:
-        nonlocal watching
-        watching = asyncio.create_task(watch())
-
-    # Only when the work has to wait: a refusal at the door, of which a burst brings many, needs no task.
-    beginning = asyncio.get_running_loop().call_soon(begin_to_watch)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        # The server may stop at the same moment, and then it is obeyed.
-        if departed and not working.uncancel():
-            raise ClientDeparted from None
-        raise
-    finally:
-        beginning.cancel()
-        if watching is not None:
-            watching.cancel()
 
 
 def _as_bytes(rows: Rows, fingerprint: str) -> Response:
@@ -340,7 +302,7 @@ ERRORS: list[tuple[type[Exception], str, int]] = [
     (Unauthorized, "unauthorized", 401),
     (ModelUnknown, "model_unknown", 404),
     (ModelUnavailable, "model_unavailable", 503),
-    (ClientDeparted, "client_departed", 499),
+    (Departed, "client_departed", 499),
 ]
 
 

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from app.errors import BadRequest, UnknownModel
 from app.routes.caller import Reader, UseServices, deadline_of, lane_of
 from app.routes.models import embedding_aliases, reranker_aliases
-from app.streaming import unless_departed
+from serving.departure import unless_departed
 from serving.protocols import Lane, TextRefused
 
 router = APIRouter()
@@ -100,7 +100,7 @@ async def embeddings(
         truncate=body.truncate,
     )
     try:
-        vectors = await unless_departed(request, embedding)
+        vectors = await unless_departed(request.receive, embedding)
     except TextRefused as refused:
         raise _named(refused, field="input") from refused
     read = _tokens_read(counts, model.max_tokens)
@@ -142,7 +142,7 @@ async def rerank(request: Request, body: RerankBody, services: UseServices, scop
         truncate=body.truncate,
     )
     try:
-        scores = await unless_departed(request, scoring)
+        scores = await unless_departed(request.receive, scoring)
     except TextRefused as refused:
         raise _named(refused, field="documents") from refused
     best = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: body.top_n]

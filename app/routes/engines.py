@@ -9,9 +9,9 @@ from app.auth import NotAllowed
 from app.errors import BadRequest, EngineMissing
 from app.routes.caller import Reader, UseServices
 from app.services import Services
-from app.streaming import unless_departed
 from retrieval.scope import Scope
 from retrieval.tables import Role
+from serving.departure import unless_departed
 from serving.generation.gateway import Replica
 
 router = APIRouter(prefix="/v1/engines")
@@ -22,7 +22,7 @@ class EngineBody(BaseModel):
 
     url: str = Field(min_length=1, max_length=2_000)
     token: str | None = Field(None, max_length=10_000)
-    """Sent to this engine in place of `engine.token`."""
+    """Sent to this engine; without it nothing is. `engine.token` stays with the engines of the settings."""
 
 
 @router.get("")
@@ -35,9 +35,8 @@ async def list_engines(services: UseServices, scope: Reader) -> dict[str, Any]:
 async def add_engine(body: EngineBody, services: UseServices, scope: Reader) -> dict[str, Any]:
     """From now on it gets its share of the requests, until this process ends; `engine.url` is what lasts."""
     _check_admin(scope)
-    token = services.settings.engine.token if body.token is None else body.token
     try:
-        services.gateway.add(Replica(body.url, token or None))
+        services.gateway.add(Replica(body.url, body.token or None))
     except ValueError as error:
         raise BadRequest(f"url: {error}.", param="url") from error
     return (await _engines(services))[-1]
@@ -48,7 +47,7 @@ async def remove_engine(url: str, request: Request, services: UseServices, scope
     """Answers when the engine's last request is done. A caller who leaves before that leaves the engine in."""
     _check_admin(scope)
     try:
-        await unless_departed(request, services.gateway.drain(url))
+        await unless_departed(request.receive, services.gateway.drain(url))
     except KeyError as error:
         raise EngineMissing(url, [engine["url"] for engine in await _engines(services)]) from error
     except ValueError as error:

@@ -13,7 +13,6 @@ from app.routes.filters import FilterBody, to_filter
 from app.routes.listing import Page, listing, one_more
 from app.routes.models import embedding_aliases
 from app.services import Services
-from app.streaming import unless_departed
 from retrieval import catalog
 from retrieval.passages import read_text
 from retrieval.rankings import Fusion
@@ -21,6 +20,7 @@ from retrieval.scope import Scope
 from retrieval.search import FoundChunk, SearchMode, SearchOptions
 from retrieval.stages import Stages
 from retrieval.tables import Collection, Document, DocumentStatus
+from serving.departure import unless_departed
 
 router = APIRouter(prefix="/v1/vector_stores")
 
@@ -258,7 +258,7 @@ async def search_store(
     searching = services.searcher.search(
         scope, query, collection_ids=[store_id], options=options, stages=stages
     )
-    candidates = await unless_departed(request, searching)
+    candidates = await unless_departed(request.receive, searching)
     response.headers.update(services.metrics.told(stages))
     return {
         "object": "vector_store.search_results.page",

@@ -53,8 +53,16 @@ class EngineConfig:
     """What running requests get to end in after SIGTERM."""
 
 
-def list_gpus() -> tuple[int, ...]:
-    """The memory of each NVIDIA GPU in bytes, in the order of their numbers; empty where there is none.
+@dataclass(frozen=True)
+class Gpu:
+    """`number` is NVIDIA's, in the order of the bus."""
+
+    number: int
+    memory_bytes: int
+
+
+def list_gpus(visible: str | None = None) -> tuple[Gpu, ...]:
+    """The NVIDIA GPUs; empty where there is none. `visible` is the owner's CUDA_VISIBLE_DEVICES: those alone.
 
     NVIDIA's own tool is asked: torch would tell too, but takes seconds and memory to.
     """
@@ -63,16 +71,26 @@ def list_gpus() -> tuple[int, ...]:
         return ()
     try:
         listed = subprocess.run(
-            [tool, "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
+            [tool, "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits"],
             capture_output=True,
             text=True,
             timeout=20,
-            check=False,
+            check=True,
         )
-        lines = listed.stdout.split() if listed.returncode == 0 else []
-        return tuple(int(line) * MIB for line in lines)
-    except (OSError, subprocess.TimeoutExpired, ValueError):
+        rows = [line.split(",") for line in listed.stdout.splitlines()]
+        gpus = {uuid.strip(): Gpu(int(number), int(memory) * MIB) for number, uuid, memory in rows}
+    except (OSError, subprocess.SubprocessError, ValueError):
         return ()
+    if visible is None:
+        return tuple(gpus.values())
+    # Its entries are numbers or the beginnings of identifiers.
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    return tuple(
+        gpu
+        for name in names
+        for uuid, gpu in gpus.items()
+        if (str(gpu.number) == name if name.isdigit() else uuid.startswith(name))
+    )
 
 
 def place_engines(engines: int, *, gpus: int, tensor_parallel: int) -> list[tuple[int, ...]]:
@@ -156,6 +174,7 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
         environment["VLLM_API_KEY"] = config.api_key
     if config.gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, config.gpus))
+        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     if config.accelerator is Accelerator.CPU:
         environment["VLLM_TARGET_DEVICE"] = "cpu"
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(config.cpu_cache_gib)

@@ -12,6 +12,7 @@ from serving.generation.engine import (
     MIB,
     Accelerator,
     EngineConfig,
+    Gpu,
     engine_command,
     engine_environment,
     gpu_memory_share,
@@ -78,10 +79,14 @@ def test_an_engine_sees_its_own_gpus_and_decodes_as_configured() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in engine_environment(CONFIG)
 
 
+TWO = "printf '0, GPU-aa11, 23034\\n1, GPU-bb22, 81559\\n'"
+"""What NVIDIA's tool prints on a machine with two GPUs."""
+
+
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("printf '23034\n81559\n'", (23034 * MIB, 81559 * MIB)),
+        (TWO, (Gpu(0, 23034 * MIB), Gpu(1, 81559 * MIB))),
         ("exit 0", ()),
         ("echo 'No devices were found'; exit 6", ()),
         ("echo 'Unable to determine the device handle'", ()),
@@ -89,7 +94,7 @@ def test_an_engine_sees_its_own_gpus_and_decodes_as_configured() -> None:
     ],
 )
 def test_gpus_are_those_that_their_own_tool_lists(
-    script: str | None, expected: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    script: str | None, expected: tuple[Gpu, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if script is not None:
         tool = tmp_path / "nvidia-smi"
@@ -97,6 +102,19 @@ def test_gpus_are_those_that_their_own_tool_lists(
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert list_gpus() == expected
+
+
+@pytest.mark.parametrize(
+    ("visible", "numbers"), [("1", [1]), ("1,0", [1, 0]), ("GPU-aa", [0]), ("", []), ("7", [])]
+)
+def test_gpus_that_the_owner_hides_stay_hidden(
+    visible: str, numbers: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f"#!/bin/sh\n{TWO}\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert [gpu.number for gpu in list_gpus(visible)] == numbers
 
 
 @pytest.mark.engine
