@@ -1,4 +1,4 @@
-"""What a parsed document is: for the parsers that make it, the chunker that cuts it, the table that keeps it.
+"""What a parsed file is: for the parsers that make it, the chunker that cuts it, the table that keeps it.
 
 Errors:
     ParseFailed     the file's text cannot be had; `code` says why, `transient` whether another try can help
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Self
 
 import orjson
@@ -46,19 +47,31 @@ class Element:
 
 
 @dataclass(frozen=True, slots=True)
-class ParsedDocument:
-    """A document's text as a reader sees it, and the blocks that it is made of.
+class ParsedPart:
+    """A stretch of a document's text as a reader sees it, and the blocks that it is made of.
 
-    Elements are in order and do not overlap; between two of them stands nothing but white space.
+    The parts of a document, in order, are its text. Offsets count from the document's beginning. Elements are in
+    order and do not overlap; between two of them stands nothing but white space. A small document is one part.
     """
 
     text: str
     elements: tuple[Element, ...]
+    start_char: int = 0
+    pages_done: int | None = None
+    """Pages of the document that end in this part or before it, where the format has pages."""
     page_count: int | None = None
-    title: str | None = None
+    """Of the whole document, as soon as it is known."""
+
+    @property
+    def end_char(self) -> int:
+        return self.start_char + len(self.text)
+
+    def between(self, start_char: int, end_char: int) -> str:
+        """The text between two offsets of the document, both within this part."""
+        return self.text[start_char - self.start_char : end_char - self.start_char]
 
     def to_json(self) -> bytes:
-        """The compact form that is stored and that crosses from the sandbox: arrays, heading paths once."""
+        """All but the text, in the compact form that is stored: arrays, heading paths once."""
         paths: dict[tuple[str, ...], int] = {}
         rows = [
             [
@@ -72,33 +85,59 @@ class ParsedDocument:
         ]
         return orjson.dumps(
             {
-                "text": self.text,
+                "start_char": self.start_char,
+                "pages_done": self.pages_done,
                 "page_count": self.page_count,
-                "title": self.title,
                 "paths": list(paths),
                 "elements": rows,
             }
         )
 
     @classmethod
-    def from_json(cls, stored: bytes) -> Self:
+    def from_json(cls, text: str, stored: bytes) -> Self:
         """Raises ValueError for bytes that `to_json` did not make: a parser gone wrong gets no further."""
         try:
-            document = orjson.loads(stored)
-            paths = [tuple(str(heading) for heading in path) for path in document["paths"]]
-            parsed = cls(
-                text=document["text"],
+            fields = orjson.loads(stored)
+            paths = [tuple(str(heading) for heading in path) for path in fields["paths"]]
+            part = cls(
+                text=text,
                 elements=tuple(
                     Element(ElementKind(kind), start, end, paths[path], tuple(_place(row) for row in places))
-                    for kind, start, end, path, places in document["elements"]
+                    for kind, start, end, path, places in fields["elements"]
                 ),
-                page_count=document["page_count"],
-                title=document["title"],
+                # Stored before there were parts, it is all of its document.
+                start_char=int(fields.get("start_char", 0)),
+                pages_done=fields.get("pages_done"),
+                page_count=fields["page_count"],
             )
-            _check(parsed)
+            _check(part)
         except (KeyError, TypeError, IndexError) as error:
-            raise ValueError("These bytes are not a parsed document.") from error
-        return parsed
+            raise ValueError("These bytes are not a parsed part.") from error
+        return part
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A file inside a file: an archive's entry, or what came with a mail. A document of its own."""
+
+    name: str
+    """Where it lies within, with slashes; only to show."""
+    path: Path
+    """Where it was put for now; gone once the next part or attachment is asked for."""
+
+
+Parsed = ParsedPart | Attachment
+
+
+@dataclass(frozen=True, slots=True)
+class ParseOptions:
+    """What a parser is told beside the file."""
+
+    password: str | None = None
+    ocr_languages: str = "eng"
+    """Tesseract's names, joined by +."""
+    depth: int = 0
+    """In how many archives and mails the file lies."""
 
 
 class ParseFailure(StrEnum):
@@ -141,9 +180,7 @@ def _place(row: Sequence[Any]) -> Place:
     return Place(start, end, page, Box(*box) if box else None)
 
 
-def _check(document: ParsedDocument) -> None:
-    if not isinstance(document.text, str):
-        raise TypeError("The text of a document is a string.")
-    offsets = (offset for element in document.elements for offset in (element.start_char, element.end_char))
-    if any(later < earlier for earlier, later in pairwise([0, *offsets, len(document.text)])):
-        raise ValueError("The elements of this document overlap or leave its text.")
+def _check(part: ParsedPart) -> None:
+    offsets = (offset for element in part.elements for offset in (element.start_char, element.end_char))
+    if any(later < earlier for earlier, later in pairwise([part.start_char, *offsets, part.end_char])):
+        raise ValueError("The elements of this part overlap or leave its text.")

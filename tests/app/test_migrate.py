@@ -28,7 +28,7 @@ def test_sqlite_never_reuses_the_ids_of_a_migrated_table(database: Database) -> 
         declared = session.scalars(
             text("select name from sqlite_master where sql like '%autoincrement%' order by name")
         ).all()
-    assert declared == ["chunks", "documents", "jobs"]
+    assert declared == ["chunks", "documents", "jobs", "sweeps"]
 
 
 def test_a_second_migration_changes_nothing(database: Database, scope: Scope) -> None:
