@@ -61,6 +61,8 @@ class ParsedPart:
     """Pages of the document that end in this part or before it, where the format has pages."""
     page_count: int | None = None
     """Of the whole document, as soon as it is known."""
+    title: str | None = None
+    """Of the whole document."""
 
     @property
     def end_char(self) -> int:
@@ -88,6 +90,7 @@ class ParsedPart:
                 "start_char": self.start_char,
                 "pages_done": self.pages_done,
                 "page_count": self.page_count,
+                "title": self.title,
                 "paths": list(paths),
                 "elements": rows,
             }
@@ -109,6 +112,7 @@ class ParsedPart:
                 start_char=int(fields.get("start_char", 0)),
                 pages_done=fields.get("pages_done"),
                 page_count=fields["page_count"],
+                title=fields["title"],
             )
             _check(part)
         except (KeyError, TypeError, IndexError) as error:
