@@ -140,8 +140,10 @@ class ParsedFile(Base):
     blob_id: Mapped[str] = mapped_column(ForeignKey("blobs.id", ondelete="cascade"), primary_key=True)
     media_type: Mapped[str] = mapped_column(String(100), primary_key=True)
     page_count: Mapped[int | None]
-    is_complete: Mapped[bool]
-    """False while parts come in; then its parts are all of it."""
+    attachments: Mapped[int] = mapped_column(default=0)
+    """Files that were found inside."""
+    lease: Mapped[str | None] = mapped_column(String(40))
+    """Of the job that parses it; None once its parts are all of it."""
 
 
 class ParsedPart(Base):
@@ -302,6 +304,8 @@ class Job(Base):
     document_id: Mapped[int] = mapped_column(ForeignKey("documents.id", ondelete="cascade"))
     generation: Mapped[int] = mapped_column(default=0)
     """Which set of chunks it makes. Uploads go to each that is kept."""
+    is_background: Mapped[bool] = mapped_column(default=False)
+    """Whether it lets all others go first: nobody waits for a generation that is built beside the active one."""
     state: Mapped[JobState]
     attempt: Mapped[int] = mapped_column(default=0)
     due_at: Mapped[float]
@@ -320,7 +324,7 @@ class Job(Base):
 
     __table_args__ = (
         UniqueConstraint("document_id", "generation"),
-        Index("ix_jobs_due", "due_at", "id"),
+        Index("ix_jobs_due", "is_background", "tenant_id", "due_at", "id"),
         NEVER_REUSED,
     )
 

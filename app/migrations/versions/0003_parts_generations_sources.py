@@ -40,7 +40,8 @@ def _parsed_files() -> None:
         "INSERT INTO parsed_parts (blob_id, media_type, number, start_char, text, elements)"
         " SELECT blob_id, media_type, 0, 0, text, elements FROM parsed_files"
     )
-    op.execute("ALTER TABLE parsed_files ADD COLUMN is_complete BOOLEAN NOT NULL DEFAULT TRUE")
+    op.execute("ALTER TABLE parsed_files ADD COLUMN attachments INTEGER NOT NULL DEFAULT 0")
+    op.add_column("parsed_files", sa.Column("lease", sa.String(length=40)))
     op.drop_column("parsed_files", "text")
     op.drop_column("parsed_files", "elements")
 
@@ -132,6 +133,9 @@ def _chunks_and_jobs() -> None:
         "jobs", naming_convention=POSTGRES_NAMES, table_kwargs={"sqlite_autoincrement": True}
     ) as batch_op:
         batch_op.add_column(sa.Column("generation", sa.Integer(), nullable=False, server_default="0"))
+        batch_op.add_column(
+            sa.Column("is_background", sa.Boolean(), nullable=False, server_default=sa.false())
+        )
         batch_op.add_column(sa.Column("next_part", sa.Integer(), nullable=False, server_default="0"))
         batch_op.add_column(sa.Column("step", sa.String(length=20), nullable=False, server_default="queued"))
         batch_op.add_column(sa.Column("done", sa.BigInteger(), nullable=False, server_default="0"))
@@ -139,6 +143,8 @@ def _chunks_and_jobs() -> None:
         batch_op.add_column(sa.Column("unit", sa.String(length=20)))
         batch_op.add_column(sa.Column("step_since", sa.Double()))
         batch_op.drop_constraint("jobs_document_id_key", type_="unique")
+        batch_op.drop_index("ix_jobs_due")
+        batch_op.create_index("ix_jobs_due", ["is_background", "tenant_id", "due_at", "id"])
         batch_op.create_unique_constraint("jobs_document_id_generation_key", ["document_id", "generation"])
     for table, highest_id in highest.items():
         op.execute(
