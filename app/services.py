@@ -8,14 +8,17 @@ from pathlib import Path
 
 from sqlalchemy import select
 
+from app.activity import Activity
 from app.auth import KeyRing, server_secret
 from app.chat import Chat
 from app.links import LinkSigner
 from app.metrics import ApiMetrics
 from app.migrate import check_schema
 from app.settings import Settings
+from ingest.parsed_files import ParsedFiles
 from ingest.pipeline import Pipeline
 from ingest.sandbox import ParserLimits, ParserPool
+from ingest.sealing import Sealer
 from ingest.worker import Worker
 from retrieval.blobs import BlobStore
 from retrieval.database import Database, open_database
@@ -43,6 +46,8 @@ class Services:
     gateway: Gateway
     searcher: Searcher
     chat: Chat
+    activity: Activity
+    sealer: Sealer
 
 
 def keys_dir(settings: Settings) -> Path:
@@ -76,6 +81,8 @@ async def open_api(settings: Settings, metrics: ApiMetrics) -> AsyncIterator[Ser
             )
         )
         views = IndexViews()
+        activity = Activity(database)
+        stack.push_async_callback(activity.close)
         links = LinkSigner(secret, settings.public_url, valid_s=settings.chat.citation_days * DAY_S)
         reranker = models.reranker(settings.models.rerankers[0].alias) if settings.models.rerankers else None
         searcher = Searcher(
@@ -97,8 +104,16 @@ async def open_api(settings: Settings, metrics: ApiMetrics) -> AsyncIterator[Ser
             gateway=gateway,
             searcher=searcher,
             chat=Chat(
-                database, searcher, gateway, links, settings.chat, dense_weight=settings.search.dense_weight
+                database,
+                searcher,
+                gateway,
+                links,
+                activity,
+                settings.chat,
+                dense_weight=settings.search.dense_weight,
             ),
+            activity=activity,
+            sealer=Sealer(secret),
         )
 
 
@@ -121,13 +136,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             memory_bytes=settings.ingest.parse_memory_mib * 1024 * 1024,
         )
         parsers = await stack.enter_async_context(ParserPool(settings.ingest.parsers, limits))
-        pipeline = Pipeline(
-            database,
-            blobs,
-            parsers,
-            models.embedder,
-            default_embedding=settings.models.default_embedding,
-        )
+        pipeline = ingestion(settings, database, blobs, models, parsers)
         yield Worker(
             database,
             pipeline,
@@ -136,3 +145,25 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             isolated=parsers.isolated,
             clock=time.time,
         )
+
+
+def ingestion(
+    settings: Settings, database: Database, blobs: BlobStore, models: ModelsClient, parsers: ParserPool
+) -> Pipeline:
+    """What a worker does with each document."""
+    parsed_files = ParsedFiles(
+        database,
+        blobs,
+        parsers,
+        Sealer(server_secret(keys_dir(settings))),
+        ocr_languages=settings.ingest.ocr_languages,
+        clock=time.time,
+    )
+    return Pipeline(
+        database,
+        blobs,
+        parsed_files,
+        models.embedder,
+        default_embedding=settings.models.default_embedding,
+        big_files=max(1, settings.ingest.parsers - 1),
+    )

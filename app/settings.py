@@ -213,6 +213,9 @@ class IngestSettings(Section):
     parse_timeout_s: float = Field(
         20.0, gt=0, description="Time after which a parser is stopped; large files get more."
     )
+    ocr_languages: str = Field(
+        "eng", description="Languages of scanned pages, by tesseract's names, joined by +."
+    )
     parse_memory_mib: int = Field(2048, ge=512, description="Memory that one parser may take.")
     lease_s: float = Field(
         15.0, ge=1, description="Time after which a silent worker's documents go to another."

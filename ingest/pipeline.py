@@ -1,28 +1,30 @@
-"""One document's way in: parse, chunk, embed, and replace its chunks in a single transaction."""
+"""One document's way in: its file parsed, its parts cut and embedded one after the other, all of it shown at once."""
 
 import asyncio
-import zlib
+import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from enum import Enum, auto
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
 from ingest import jobs
 from ingest.chunk import ChunkDraft, TokenCounter, split
-from ingest.elements import ParsedDocument
-from ingest.jobs import ClaimedJob, LeaseLost
+from ingest.elements import ParsedPart
+from ingest.jobs import ClaimedJob, LeaseLost, Progress
+from ingest.parsed_files import UNKNOWN_TYPE, Arrivals, FileToParse, ParsedFiles, depth_of, inner_files
 from retrieval.blobs import BlobStore
-from retrieval.catalog import append_log, remove_chunks
+from retrieval.catalog import attach_file, delete_file, lock_tenant
+from retrieval.chunks import log_chunks
 from retrieval.database import Database
+from retrieval.duplicates import similarity_hash
 from retrieval.places import places_to_rows, under_headings
-from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File, LogOp, ParsedFile
+from retrieval.scope import Scope
+from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File, Generation, Job, LogOp, Role
 from retrieval.together import in_thread, together
 from serving.protocols import Embedder, EmbeddingModel, Lane
 
@@ -32,6 +34,9 @@ SLICES_AT_ONCE = 2
 """Requests of one document: while one is computed the next is there already. Getting a reply and sending the
 next request takes some milliseconds, as long as a GPU takes for half a slice.
 """
+SLICE_S = 10.0
+"""A document that took so long lets others go first, if any wait, and goes on behind them."""
+BIG_FILE_BYTES = 8 << 20
 DEFAULT_STATIC_TOKENS = 800
 DEFAULT_STATIC_OVERLAP = 400
 """OpenAI's defaults for the static strategy."""
@@ -43,14 +48,22 @@ class WrongModel(Exception):
     def __init__(self, alias: str) -> None:
         super().__init__(
             f"The vector store was made with another embedding model than '{alias}' is now. "
-            f"Let '{alias}' in models.embedding be that model again, or add the file to a new vector store."
+            f"Let '{alias}' in models.embedding be that model again, or rebuild the vector store with "
+            "`strongroom collections rebuild`."
         )
 
 
-class Parser(Protocol):
-    async def parse(self, path: Path, media_type: str) -> ParsedDocument:
-        """Raises ParseFailed."""
-        ...
+class TooManyBigFiles(Exception):
+    """All that are parsed at once are in hand: this one waits, so that small files find a parser."""
+
+
+class Outcome(Enum):
+    """How far a run got, when nothing failed."""
+
+    DONE = auto()
+    PAUSED = auto()
+    """Others wait; what is done is kept."""
+    AWAITS_INNER_FILES = auto()
 
 
 @dataclass(frozen=True)
@@ -58,103 +71,140 @@ class _Work:
     """What the steps need to know of a document."""
 
     collection_id: str
-    blob_id: str
-    media_type: str
+    file: FileToParse
+    size_bytes: int
     chunking: dict[str, Any]
     embedding_model: str
     """Its alias."""
     fingerprint: str | None
-    parsed: ParsedDocument | None
+    replaces_id: int | None
+    arrivals: Arrivals
+
+
+@dataclass(frozen=True)
+class _Window:
+    """A part of the document, cut and embedded. `number` is the part's."""
+
+    number: int
+    drafts: Sequence[ChunkDraft]
+    embeddings: NDArray[np.float32]
 
 
 class Pipeline:
     """Runs claimed jobs. A step whose result is in SQL is not done again after a crash.
 
     `embedder_of` gives the embedding model of an alias; `default_embedding` is the alias of collections that
-    name none.
+    name none. `big_files` is how many large files are parsed at once.
     """
 
     def __init__(
         self,
         database: Database,
         blobs: BlobStore,
-        parser: Parser,
+        parsed_files: ParsedFiles,
         embedder_of: Callable[[str], Embedder],
         *,
         default_embedding: str,
+        big_files: int = 1,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._blobs = blobs
-        self._parser = parser
+        self._parsed_files = parsed_files
         self._embedder_of = embedder_of
         self._default_embedding = default_embedding
+        self._big_files = asyncio.Semaphore(big_files)
+        self._clock = clock
         self._counters: dict[str, TokenCounter] = {}
         """By fingerprint: as few as the models."""
 
-    async def run(self, job: ClaimedJob) -> None:
-        """Raises ParseFailed, ServingError, WrongModel, LeaseLost; on any of them nothing became searchable."""
+    async def run(self, job: ClaimedJob, progress: Progress | None = None) -> Outcome:
+        """Raises ParseFailed, ServingError, WrongModel, LeaseLost, ParsedElsewhere, TooManyBigFiles; on any of them
+        nothing became searchable.
+        """
+        progress = progress or Progress()
         work = await in_thread(self._load, job)
         embedder = self._embedder_of(work.embedding_model)
         model = await embedder.describe()
         if work.fingerprint not in (None, model.fingerprint):
             raise WrongModel(work.embedding_model)
-        parsed = work.parsed or await self._parse(work)
-        drafts = await in_thread(self._split, parsed, work.chunking, model)
-        embeddings = await _embed(embedder, drafts, cache_salt=job.tenant_id)
-        await in_thread(self._write, job, work, drafts, embeddings, model)
+        async with together() as tasks:
+            if not work.arrivals.is_whole:
+                tasks.create_task(self._parse(job, work, progress))
+            return await self._embed_parts(job, work, embedder, model, progress)
 
     def _load(self, job: ClaimedJob) -> _Work:
         with self._database.read() as session:
             row = session.execute(
-                select(
-                    Document.collection_id,
-                    File.blob_id,
-                    File.media_type,
-                    Document.chunking,
-                    Collection.embedding_model,
-                    Collection.fingerprint,
-                )
+                select(Document, File, Collection)
                 .join(Document, Document.file_id == File.id)
                 .join(Collection, Collection.id == Document.collection_id)
                 .where(Document.id == job.document_id)
             ).one_or_none()
             if row is None:
                 raise LeaseLost
-            parsed = session.get(ParsedFile, (row.blob_id, row.media_type))
+            document, file, collection = row
+            target = _target(session, collection, job.generation)
+            to_parse = FileToParse(
+                file_id=file.id,
+                blob_id=file.blob_id,
+                media_type=file.media_type,
+                password=file.password,
+                depth=depth_of(session, file.parent_id),
+            )
             return _Work(
-                collection_id=row.collection_id,
-                blob_id=row.blob_id,
-                media_type=row.media_type,
-                chunking=row.chunking,
-                embedding_model=row.embedding_model or self._default_embedding,
-                fingerprint=row.fingerprint,
-                parsed=ParsedDocument.from_json(zlib.decompress(parsed.elements)) if parsed else None,
+                collection_id=collection.id,
+                file=to_parse,
+                size_bytes=file.size_bytes,
+                chunking=target.chunking or document.chunking,
+                embedding_model=target.embedding_model or self._default_embedding,
+                fingerprint=target.fingerprint,
+                replaces_id=document.replaces_id,
+                arrivals=self._parsed_files.arrived(session, to_parse),
             )
 
-    async def _parse(self, work: _Work) -> ParsedDocument:
-        document = await self._parser.parse(self._blobs.path(work.blob_id), work.media_type)
-        await in_thread(self._keep_parsed, work, document)
-        return document
+    async def _parse(self, job: ClaimedJob, work: _Work, progress: Progress) -> None:
+        if work.size_bytes < BIG_FILE_BYTES:
+            await self._parsed_files.parse(job, work.file, work.arrivals, progress)
+            return
+        if self._big_files.locked():
+            raise TooManyBigFiles
+        async with self._big_files:
+            await self._parsed_files.parse(job, work.file, work.arrivals, progress)
 
-    def _keep_parsed(self, work: _Work, document: ParsedDocument) -> None:
-        # Another worker kept the same first, or the file was deleted: then `_write` finds the lease lost.
-        with suppress(IntegrityError), self._database.write() as session:
-            session.merge(
-                ParsedFile(
-                    blob_id=work.blob_id,
-                    media_type=work.media_type,
-                    text=document.text,
-                    elements=zlib.compress(document.to_json(), level=1),
-                    page_count=document.page_count,
-                )
+    async def _embed_parts(
+        self, job: ClaimedJob, work: _Work, embedder: Embedder, model: EmbeddingModel, progress: Progress
+    ) -> Outcome:
+        arrivals, number = work.arrivals, job.next_part
+        started = time.monotonic()
+        while await arrivals.has(number):
+            part: ParsedPart = arrivals.only_part or await in_thread(
+                self._parsed_files.part, work.file, number
             )
+            if arrivals.is_whole and progress.step != "embedding":
+                progress.step, progress.since, progress.done = "embedding", self._clock(), part.start_char
+                progress.total, progress.unit = None, "characters"
+            drafts = await in_thread(self._split, part, work.chunking, model)
+            embeddings = await self._embed(job, embedder, drafts, model)
+            number += 1
+            is_last = arrivals.is_whole and number == arrivals.count
+            window = _Window(number - 1, drafts, embeddings)
+            if is_last and not arrivals.attachments:
+                return await self._finish(job, work, model, window)
+            await in_thread(self._write, job, work, model, window)
+            if progress.step == "embedding":
+                progress.done = part.end_char
+            is_slow = time.monotonic() - started > SLICE_S
+            if is_slow and arrivals.is_whole and not is_last and await in_thread(self._others_wait):
+                return Outcome.PAUSED
+        if arrivals.attachments:
+            await in_thread(self._attach_inner_files, job, work)
+        return await self._finish(job, work, model, None)
 
-    def _split(
-        self, document: ParsedDocument, chunking: dict[str, Any], model: EmbeddingModel
-    ) -> list[ChunkDraft]:
+    def _split(self, part: ParsedPart, chunking: dict[str, Any], model: EmbeddingModel) -> list[ChunkDraft]:
         max_tokens, overlap_tokens = chunk_sizes(chunking, model.max_tokens)
         return split(
-            document,
+            part,
             count_tokens=self._count_tokens(model),
             max_tokens=max_tokens,
             overlap_tokens=overlap_tokens,
@@ -165,27 +215,101 @@ class Pipeline:
             self._counters[model.fingerprint] = TokenCounter(model.tokenizer_json)
         return self._counters[model.fingerprint]
 
-    def _write(
-        self,
-        job: ClaimedJob,
-        work: _Work,
-        drafts: Sequence[ChunkDraft],
-        embeddings: NDArray[np.float32],
-        model: EmbeddingModel,
-    ) -> None:
+    async def _embed(
+        self, job: ClaimedJob, embedder: Embedder, drafts: Sequence[ChunkDraft], model: EmbeddingModel
+    ) -> NDArray[np.float32]:
+        """float32 (len(drafts), dimensions). No text is cut: the chunker has counted with the model's tokenizer."""
+        if not drafts:
+            return np.empty((0, model.dimensions), np.float32)
+        texts = [under_headings(draft.headings, draft.text) for draft in drafts]
+        places = asyncio.Semaphore(SLICES_AT_ONCE)
+        lane = Lane.BACKGROUND if job.is_background else Lane.BULK
+
+        async def embed(some: Sequence[str]) -> NDArray[np.float32]:
+            async with places:
+                return await embedder.embed(some, lane=lane, cache_salt=job.tenant_id)
+
+        async with together() as tasks:
+            slices = [
+                tasks.create_task(embed(texts[start : start + EMBED_AT_ONCE]))
+                for start in range(0, len(texts), EMBED_AT_ONCE)
+            ]
+        return np.concatenate([each.result() for each in slices])
+
+    def _others_wait(self) -> bool:
+        with self._database.read() as session:
+            return jobs.any_due(session, now=self._clock())
+
+    def _write(self, job: ClaimedJob, work: _Work, model: EmbeddingModel, window: _Window) -> None:
+        """Keeps a part's chunks, unseen."""
+        rows = _rows(job, work, window)
         with self._database.write() as session:
-            # The collection before the job, as in the catalog: a delete that has the one waits for the other.
-            collection = session.get(Collection, work.collection_id, with_for_update=True)
-            document = jobs.lock(session, job)
-            assert collection is not None, "a document keeps its collection"
-            if collection.fingerprint not in (None, model.fingerprint):
-                raise WrongModel(work.embedding_model)
-            collection.fingerprint = model.fingerprint
-            remove_chunks(session, document)
-            document.usage_bytes = _add_chunks(session, document, drafts, embeddings)
-            document.status = DocumentStatus.COMPLETED
-            document.error_code = document.error_message = None
+            document = _lock(session, job, work, model)
+            _stage(session, job, document, rows)
+            session.execute(update(Job).where(Job.id == job.job_id).values(next_part=window.number + 1))
+
+    async def _finish(
+        self, job: ClaimedJob, work: _Work, model: EmbeddingModel, window: _Window | None
+    ) -> Outcome:
+        outcome, orphans = await in_thread(self._complete, job, work, model, window)
+        for blob_id in orphans:
+            await in_thread(self._blobs.remove, blob_id)
+        return outcome
+
+    def _complete(
+        self, job: ClaimedJob, work: _Work, model: EmbeddingModel, window: _Window | None
+    ) -> tuple[Outcome, Sequence[str]]:
+        """Shows the whole document, and takes away the one that it replaces. Also returns blobs to remove."""
+        orphans: Sequence[str] = ()
+        rows = [] if window is None else _rows(job, work, window)
+        with self._database.write() as session:
+            if work.replaces_id is not None:
+                lock_tenant(session, job.tenant_id)
+            document = _lock(session, job, work, model)
+            _stage(session, job, document, rows)
+            if _inner_files_in_progress(session, document):
+                return Outcome.AWAITS_INNER_FILES, ()
+            log_chunks(session, document, job.generation, LogOp.ADD)
             jobs.finish(session, job)
+            if not job.is_background:
+                document.status = DocumentStatus.COMPLETED
+                document.error_code = document.error_message = None
+                document.replaces_id = None
+                old = session.get(Document, work.replaces_id) if work.replaces_id is not None else None
+                if old is not None:
+                    session.flush()
+                    orphans = delete_file(session, _scope(job), old.file_id)
+        return Outcome.DONE, orphans
+
+    def _attach_inner_files(self, job: ClaimedJob, work: _Work) -> None:
+        """A document of each file inside this one, in the same collection. Those that are there stay."""
+        if job.is_background:
+            return
+        now = self._clock()
+        with self._database.write() as session:
+            lock_tenant(session, job.tenant_id)
+            outer = session.get(Document, job.document_id)
+            if outer is None:
+                raise LeaseLost
+            for file in inner_files(session, job, work.file, now=now):
+                known = select(Document.id).where(
+                    Document.collection_id == work.collection_id, Document.file_id == file.id
+                )
+                if session.scalar(known) is not None:
+                    continue
+                document = attach_file(
+                    session,
+                    _scope(job),
+                    collection_id=work.collection_id,
+                    file_id=file.id,
+                    attributes=outer.attributes,
+                    chunking=outer.chunking,
+                    now=now,
+                    parent_id=outer.id,
+                )
+                document.batch_id = outer.batch_id
+                if file.media_type == UNKNOWN_TYPE:
+                    _refuse(session, document)
 
 
 def chunk_sizes(chunking: dict[str, Any], model_max_tokens: int) -> tuple[int, int]:
@@ -202,44 +326,80 @@ def chunk_sizes(chunking: dict[str, Any], model_max_tokens: int) -> tuple[int, i
     return largest, min(overlap, largest // 2)
 
 
-async def _embed(embedder: Embedder, drafts: Sequence[ChunkDraft], *, cache_salt: str) -> NDArray[np.float32]:
-    """float32 (len(drafts), dimensions). No text is cut: the chunker has counted with the model's tokenizer."""
-    texts = [under_headings(draft.headings, draft.text) for draft in drafts]
-    places = asyncio.Semaphore(SLICES_AT_ONCE)
-
-    async def embed(some: Sequence[str]) -> NDArray[np.float32]:
-        async with places:
-            return await embedder.embed(some, lane=Lane.BULK, cache_salt=cache_salt)
-
-    async with together() as tasks:
-        slices = [
-            tasks.create_task(embed(texts[start : start + EMBED_AT_ONCE]))
-            for start in range(0, len(texts), EMBED_AT_ONCE)
-        ]
-    return np.concatenate([each.result() for each in slices])
+def _target(session: Session, collection: Collection, generation: int) -> Collection | Generation:
+    """What says how the chunks of a generation are made. Raises LeaseLost when it was discarded."""
+    if generation == collection.generation:
+        return collection
+    beside = session.get(Generation, (collection.id, generation))
+    if beside is None:
+        raise LeaseLost
+    return beside
 
 
-def _add_chunks(
-    session: Session, document: Document, drafts: Sequence[ChunkDraft], embeddings: NDArray[np.float32]
-) -> int:
-    """Adds and logs a document's chunks. Returns the bytes that they take."""
-    rows = [
+def _lock(session: Session, job: ClaimedJob, work: _Work, model: EmbeddingModel) -> Document:
+    """The document, for a transaction that writes chunks of it. Raises LeaseLost, WrongModel."""
+    # The collection before the job, as in the catalog: a delete that has the one waits for the other.
+    collection = session.get(Collection, work.collection_id, with_for_update=True)
+    document = jobs.lock(session, job)
+    assert collection is not None, "a document keeps its collection"
+    target = _target(session, collection, job.generation)
+    if target.fingerprint not in (None, model.fingerprint):
+        raise WrongModel(work.embedding_model)
+    target.fingerprint = model.fingerprint
+    return document
+
+
+def _rows(job: ClaimedJob, work: _Work, window: _Window) -> list[Chunk]:
+    """Made before a transaction begins: while one writes, others wait. Positions count from 0."""
+    return [
         Chunk(
-            tenant_id=document.tenant_id,
-            collection_id=document.collection_id,
-            document_id=document.id,
+            tenant_id=job.tenant_id,
+            collection_id=work.collection_id,
+            document_id=job.document_id,
+            generation=job.generation,
             position=position,
             text=draft.text,
             start_char=draft.start_char,
             end_char=draft.end_char,
             headings=list(draft.headings),
             token_count=draft.token_count,
+            is_table=draft.is_table,
+            similarity_hash=similarity_hash(draft.text),
             places=places_to_rows(draft.places),
             embedding=embedding.astype(np.float16).tobytes(),
         )
-        for position, (draft, embedding) in enumerate(zip(drafts, embeddings, strict=True))
+        for position, (draft, embedding) in enumerate(zip(window.drafts, window.embeddings, strict=True))
     ]
+
+
+def _stage(session: Session, job: ClaimedJob, document: Document, rows: Sequence[Chunk]) -> None:
+    """Adds a part's chunks behind those that are there."""
+    if not rows:
+        return
+    of_job = (Chunk.document_id == document.id, Chunk.generation == job.generation)
+    last = session.scalar(select(func.max(Chunk.position)).where(*of_job))
+    for row in rows:
+        row.position += 0 if last is None else last + 1
     session.add_all(rows)
     session.flush()
-    append_log(session, document.collection_id, LogOp.ADD, [row.id for row in rows])
-    return sum(len(row.text.encode()) + len(row.embedding) for row in rows)
+    if not job.is_background:
+        document.usage_bytes += sum(len(row.text.encode()) + len(row.embedding) for row in rows)
+
+
+def _inner_files_in_progress(session: Session, document: Document) -> bool:
+    waited_for = select(Document.id).where(
+        Document.parent_id == document.id, Document.status == DocumentStatus.IN_PROGRESS
+    )
+    return session.scalar(waited_for.limit(1)) is not None
+
+
+def _refuse(session: Session, document: Document) -> None:
+    document.status = DocumentStatus.FAILED
+    document.error_code = "unsupported"
+    document.error_message = "This file inside another is empty or of a type that cannot be read."
+    for job in session.scalars(select(Job).where(Job.document_id == document.id)):
+        session.delete(job)
+
+
+def _scope(job: ClaimedJob) -> Scope:
+    return Scope(tenant_id=job.tenant_id, key_id="", role=Role.WRITER)

@@ -4,17 +4,18 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import delete
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from ingest import jobs
 from ingest.elements import ParseFailed
-from ingest.jobs import ClaimedJob, LeaseLost
-from ingest.pipeline import Pipeline, WrongModel
+from ingest.jobs import ClaimedJob, LeaseLost, Progress
+from ingest.parsed_files import ParsedElsewhere
+from ingest.pipeline import Outcome, Pipeline, TooManyBigFiles, WrongModel
 from retrieval.database import Database
 from retrieval.tables import WorkerBeat
 from retrieval.together import in_thread
@@ -25,6 +26,9 @@ log = logging.getLogger("strongroom.worker")
 IDLE_LOOK_S = 0.1
 """A job that arrives while all is quiet waits this long at most; the look is one indexed read."""
 BEAT_S = 5.0
+WATCH_S = 1.0
+"""So soon is noticed that a document was deleted or cancelled, and so often is progress told."""
+LOOK_AGAIN_S = 1.0
 MAX_ATTEMPTS = 5
 FORGET_BEATS_AFTER_S = 3600.0
 
@@ -69,8 +73,8 @@ def verdict(error: Exception) -> Permanent | Retry | Wait:
                 code="embedding_model_removed",
                 message=f"{error} Add it to models.embedding again, or add the file to a new vector store.",
             )
-        case ModelUnavailable():
-            return Wait(delay_s=1.0)
+        case ModelUnavailable() | ParsedElsewhere() | TooManyBigFiles():
+            return Wait(delay_s=LOOK_AGAIN_S)
         case Overloaded():
             return Wait(delay_s=error.retry_after_s)
         case OperationalError():
@@ -107,9 +111,12 @@ class Worker:
         self._clock = clock
         self._id = secrets.token_hex(8)
         self._running: dict[asyncio.Task[None], ClaimedJob] = {}
+        self._progress: dict[str, Progress] = {}
+        """By the lease of the running job."""
+        self._last_tenant = ""
 
     async def run(self) -> None:
-        beating = asyncio.create_task(self._beat())
+        beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch())]
         try:
             while True:
                 await self._fill()
@@ -118,8 +125,9 @@ class Worker:
                 else:
                     await asyncio.sleep(IDLE_LOOK_S)
         finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            for each in beside:
+                each.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await self._stop()
 
     async def drain(self) -> None:
@@ -149,22 +157,42 @@ class Worker:
             if not jobs.any_due(session, now=self._clock()):
                 return None
         with self._database.write() as session:
-            return jobs.claim(session, now=self._clock(), lease_s=self._lease_s)
+            job = jobs.claim(
+                session, now=self._clock(), lease_s=self._lease_s, after_tenant=self._last_tenant
+            )
+        if job is not None:
+            self._last_tenant = job.tenant_id
+        return job
 
     async def _work(self, job: ClaimedJob) -> None:
         started = time.monotonic()
+        progress = self._progress[job.lease] = Progress()
         try:
-            await self._pipeline.run(job)
+            outcome = await self._pipeline.run(job, progress)
         except LeaseLost:
             log.info("job_dropped", extra={"document": job.document_id})
         except Exception as error:  # noqa: BLE001
             # The loop's edge: whatever a document does, the worker goes on and the document's fate is written down.
             await self._settle(job, error)
         else:
-            log.info(
-                "document_completed",
-                extra={"document": job.document_id, "seconds": round(time.monotonic() - started, 3)},
-            )
+            if outcome is Outcome.DONE:
+                log.info(
+                    "document_completed",
+                    extra={"document": job.document_id, "seconds": round(time.monotonic() - started, 3)},
+                )
+            else:
+                await in_thread(self._put_off, job, outcome)
+        finally:
+            del self._progress[job.lease]
+
+    def _put_off(self, job: ClaimedJob, outcome: Outcome) -> None:
+        """Its lease ends by itself if the database is away."""
+        waits = outcome is Outcome.AWAITS_INNER_FILES
+        with suppress(OperationalError), self._database.write() as session:
+            if waits:
+                jobs.tell(session, job, Progress(step="waiting", unit="files"))
+            due_at = self._clock() + (LOOK_AGAIN_S if waits else 0)
+            jobs.give_back(session, job, due_at=due_at, attempt=job.attempt)
 
     async def _settle(self, job: ClaimedJob, error: Exception) -> None:
         decided = verdict(error)
@@ -191,6 +219,39 @@ class Worker:
                     jobs.give_back(session, job, due_at=due_at, attempt=job.attempt + 1)
                 case Wait(delay_s):
                     jobs.give_back(session, job, due_at=now + delay_s, attempt=job.attempt)
+
+    async def _watch(self) -> None:
+        """Stops jobs that were taken away, and tells how far the others are."""
+        told: dict[str, Progress] = {}
+        while True:
+            await asyncio.sleep(WATCH_S)
+            running = {job.lease: (task, job) for task, job in self._running.items()}
+            if not running:
+                continue
+            news = {
+                lease: replace(progress)
+                for lease, progress in self._progress.items()
+                if progress != told.get(lease)
+            }
+            try:
+                held = await in_thread(self._tell, [job for _, job in running.values()], news)
+            except SQLAlchemyError as error:
+                log.warning("watch_failed", exc_info=error)
+                continue
+            told = {lease: progress for lease, progress in (told | news).items() if lease in running}
+            for lease, (task, _) in running.items():
+                if lease not in held:
+                    task.cancel()
+
+    def _tell(self, running: Sequence[ClaimedJob], news: Mapping[str, Progress]) -> Set[str]:
+        """Writes the news, and returns the leases that are still held."""
+        if news:
+            with self._database.write() as session:
+                for job in running:
+                    if job.lease in news:
+                        jobs.tell(session, job, news[job.lease])
+        with self._database.read() as session:
+            return jobs.held(session, [job.lease for job in running])
 
     async def _beat(self) -> None:
         """Renews the leases of running jobs and this worker's own sign of life."""

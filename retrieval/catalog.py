@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, delete, func, insert, select, tuple_, update
+from sqlalchemy import Select, delete, func, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from retrieval.chunks import remove_chunks
 from retrieval.scope import Scope
 from retrieval.tables import (
     Blob,
@@ -25,10 +26,11 @@ from retrieval.tables import (
     Document,
     DocumentStatus,
     File,
+    Generation,
     Job,
     JobState,
-    LogOp,
     ParsedFile,
+    ParsedPart,
     Tenant,
     new_id,
 )
@@ -87,11 +89,15 @@ class PageRequest:
 
 @dataclass(frozen=True)
 class NewFile:
+    """`path` and `parent_id` are as the table has them."""
+
     filename: str
     purpose: str
     media_type: str
     sha256: str
     size_bytes: int
+    path: str | None = None
+    parent_id: str | None = None
 
 
 # Files
@@ -99,7 +105,7 @@ class NewFile:
 
 def add_file(session: Session, scope: Scope, new: NewFile, *, now: float) -> tuple[File, bool]:
     """The new file, and whether its bytes are new to the tenant: only then is there a blob to keep."""
-    _lock_tenant(session, scope)
+    lock_tenant(session, scope.tenant_id)
     blob = session.scalar(select(Blob).where(Blob.tenant_id == scope.tenant_id, Blob.sha256 == new.sha256))
     is_new_blob = blob is None
     if blob is None:
@@ -113,6 +119,8 @@ def add_file(session: Session, scope: Scope, new: NewFile, *, now: float) -> tup
         tenant_id=scope.tenant_id,
         blob_id=blob.id,
         filename=new.filename,
+        path=new.path,
+        parent_id=new.parent_id,
         purpose=new.purpose,
         media_type=new.media_type,
         size_bytes=new.size_bytes,
@@ -136,27 +144,36 @@ def list_files(
     query = select(File).where(File.tenant_id == scope.tenant_id)
     if purpose is not None:
         query = query.where(File.purpose == purpose)
-    return _page(session, query, page, created_at=File.created_at, row_id=File.id, public_id=File.id)
+    return page_of(session, query, page, created_at=File.created_at, row_id=File.id, public_id=File.id)
 
 
-def delete_file(session: Session, scope: Scope, file_id: str) -> str | None:
-    """Removes a file and every document made of it. Returns the id of the blob to remove after the commit."""
-    _lock_tenant(session, scope)
-    file = get_file(session, scope, file_id)
-    holding = select(Document.collection_id).where(Document.file_id == file.id)
+def delete_file(session: Session, scope: Scope, file_id: str) -> list[str]:
+    """Removes a file, the files inside it, and every document made of them.
+
+    Returns the ids of the blobs to remove after the commit.
+    """
+    lock_tenant(session, scope.tenant_id)
+    files = [get_file(session, scope, file_id)]
+    for file in files:
+        files += session.scalars(select(File).where(File.parent_id == file.id))
+    holding = select(Document.collection_id).where(Document.file_id.in_([file.id for file in files]))
     session.execute(
         select(Collection.id).where(Collection.id.in_(holding)).order_by(Collection.id).with_for_update()
     )
-    documents = session.scalars(select(Document).where(Document.file_id == file.id)).all()
-    for document in documents:
-        _delete_document(session, document)
-    session.delete(file)
+    for file in reversed(files):
+        for document in session.scalars(select(Document).where(Document.file_id == file.id)):
+            drop_document(session, document)
+        session.flush()
+        session.delete(file)
     session.flush()
-    if session.scalar(select(File.id).where(File.blob_id == file.blob_id).limit(1)) is not None:
-        return None
-    session.execute(delete(ParsedFile).where(ParsedFile.blob_id == file.blob_id))
-    session.execute(delete(Blob).where(Blob.id == file.blob_id))
-    return file.blob_id
+    blob_ids = {file.blob_id for file in files}
+    orphans = sorted(
+        blob_ids.difference(session.scalars(select(File.blob_id).where(File.blob_id.in_(blob_ids))))
+    )
+    session.execute(delete(ParsedPart).where(ParsedPart.blob_id.in_(orphans)))
+    session.execute(delete(ParsedFile).where(ParsedFile.blob_id.in_(orphans)))
+    session.execute(delete(Blob).where(Blob.id.in_(orphans)))
+    return orphans
 
 
 # Collections
@@ -214,17 +231,18 @@ def find_collection(session: Session, scope: Scope, name_or_id: str) -> Collecti
 
 def list_collections(session: Session, scope: Scope, page: PageRequest) -> list[Collection]:
     query = select(Collection).where(Collection.tenant_id == scope.tenant_id)
-    return _page(
+    return page_of(
         session, query, page, created_at=Collection.created_at, row_id=Collection.id, public_id=Collection.id
     )
 
 
 def delete_collection(session: Session, scope: Scope, collection_id: str) -> None:
     """Removes a collection with its documents and chunks; the files stay, as in OpenAI's API."""
-    collection = _lock_collection(session, scope, collection_id)
+    collection = lock_collection(session, scope, collection_id)
     session.execute(delete(Chunk).where(Chunk.collection_id == collection.id))
     documents = select(Document.id).where(Document.collection_id == collection.id)
     session.execute(delete(Job).where(Job.document_id.in_(documents)))
+    session.execute(update(Document).where(Document.collection_id == collection.id).values(parent_id=None))
     session.execute(delete(Document).where(Document.collection_id == collection.id))
     session.execute(delete(ChunkLog).where(ChunkLog.collection_id == collection.id))
     session.delete(collection)
@@ -267,13 +285,16 @@ def attach_file(
     attributes: dict[str, Any],
     chunking: dict[str, Any],
     now: float,
+    replaces_id: int | None = None,
+    parent_id: int | None = None,
 ) -> Document:
-    """Makes a document of a file, and the job that ingests it.
+    """Makes a document of a file, and the jobs that ingest it.
 
     A file that is in already keeps its document; it is ingested anew if it failed or is to be chunked otherwise.
+    `replaces_id` is an older document of the collection, which answers until this one is completed.
     """
-    _lock_tenant(session, scope)
-    collection = _lock_collection(session, scope, collection_id)
+    lock_tenant(session, scope.tenant_id)
+    collection = lock_collection(session, scope, collection_id)
     file = get_file(session, scope, file_id)
     existing = session.scalar(
         select(Document).where(Document.collection_id == collection.id, Document.file_id == file.id)
@@ -283,7 +304,7 @@ def attach_file(
         if existing.chunking == chunking and not unfinished:
             existing.attributes = attributes
             return existing
-        _delete_document(session, existing)
+        drop_document(session, existing)
         session.flush()
     document = Document(
         tenant_id=scope.tenant_id,
@@ -294,12 +315,32 @@ def attach_file(
         chunking=chunking,
         usage_bytes=0,
         created_at=now,
+        replaces_id=replaces_id,
+        parent_id=parent_id,
     )
     session.add(document)
     session.flush()
-    session.add(Job(tenant_id=scope.tenant_id, document_id=document.id, state=JobState.QUEUED, due_at=now))
+    queue_jobs(session, collection, [document.id], now=now)
     collection.last_active_at = now
     return document
+
+
+def queue_jobs(session: Session, collection: Collection, document_ids: Sequence[int], *, now: float) -> None:
+    """A job for each document and each generation that is kept, the active one's first."""
+    others = session.scalars(select(Generation.number).where(Generation.collection_id == collection.id)).all()
+    session.add_all(
+        Job(
+            tenant_id=collection.tenant_id,
+            document_id=document_id,
+            generation=generation,
+            is_background=generation != collection.generation,
+            state=JobState.QUEUED,
+            due_at=now,
+        )
+        for generation in (collection.generation, *others)
+        for document_id in document_ids
+    )
+    session.flush()
 
 
 def get_document(session: Session, scope: Scope, collection_id: str, file_id: str) -> Document:
@@ -330,49 +371,22 @@ def list_documents(
     )
     if status is not None:
         query = query.where(Document.status == status)
-    return _page(
+    return page_of(
         session, query, page, created_at=Document.created_at, row_id=Document.id, public_id=Document.file_id
     )
 
 
 def delete_document(session: Session, scope: Scope, collection_id: str, file_id: str) -> None:
     """Takes a file out of a collection; the file itself stays."""
-    _lock_collection(session, scope, collection_id)
-    _delete_document(session, get_document(session, scope, collection_id, file_id))
+    lock_collection(session, scope, collection_id)
+    drop_document(session, get_document(session, scope, collection_id, file_id))
 
 
-# Chunks and their log
-
-
-def append_log(session: Session, collection_id: str, op: LogOp, chunk_ids: Sequence[int]) -> None:
-    """Logs a change of chunks in the caller's transaction, which must hold that change too."""
-    if not chunk_ids:
-        return
-    # The update locks the collection's row until the commit, so a later seq is never seen before an earlier one.
-    head = session.execute(
-        update(Collection)
-        .where(Collection.id == collection_id)
-        .values(head=Collection.head + len(chunk_ids))
-        .returning(Collection.head)
-    ).scalar_one()
-    first = head - len(chunk_ids) + 1
-    session.execute(
-        insert(ChunkLog),
-        [
-            {"collection_id": collection_id, "seq": seq, "op": op, "chunk_id": chunk_id}
-            for seq, chunk_id in enumerate(chunk_ids, first)
-        ],
-    )
-
-
-def remove_chunks(session: Session, document: Document) -> None:
-    """Deletes a document's chunks and logs it."""
-    chunk_ids = session.scalars(select(Chunk.id).where(Chunk.document_id == document.id)).all()
-    append_log(session, document.collection_id, LogOp.REMOVE, chunk_ids)
-    session.execute(delete(Chunk).where(Chunk.document_id == document.id))
-
-
-def _delete_document(session: Session, document: Document) -> None:
+def drop_document(session: Session, document: Document) -> None:
+    """With those of the files inside it."""
+    for child in session.scalars(select(Document).where(Document.parent_id == document.id)):
+        drop_document(session, child)
+    session.flush()
     remove_chunks(session, document)
     session.execute(delete(Job).where(Job.document_id == document.id))
     session.delete(document)
@@ -381,13 +395,13 @@ def _delete_document(session: Session, document: Document) -> None:
 # Locks are taken in one order, or two transactions could wait for each other: tenant, collection, job.
 
 
-def _lock_tenant(session: Session, scope: Scope) -> None:
+def lock_tenant(session: Session, tenant_id: str) -> None:
     # Two uploads of the same bytes, or an upload and a delete, would otherwise disagree about who owns the blob.
     # `key_share` lets others go on inserting rows that refer to the tenant: ingestion does, holding a collection.
-    session.execute(select(Tenant.id).where(Tenant.id == scope.tenant_id).with_for_update(key_share=True))
+    session.execute(select(Tenant.id).where(Tenant.id == tenant_id).with_for_update(key_share=True))
 
 
-def _lock_collection(session: Session, scope: Scope, collection_id: str) -> Collection:
+def lock_collection(session: Session, scope: Scope, collection_id: str) -> Collection:
     """The collection, in which no document comes, goes or is completed until this transaction ends.
 
     A delete that looked for chunks before an ingestion committed them would leave them behind.
@@ -402,7 +416,7 @@ def _lock_collection(session: Session, scope: Scope, collection_id: str) -> Coll
     return collection
 
 
-def _page(
+def page_of(
     session: Session,
     query: Select[Row],
     page: PageRequest,

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select
+from sqlalchemy import Integer, case, cast, func, select
 from sqlalchemy.orm import Session
 
 from retrieval.places import Place, places_from_rows
 from retrieval.scope import Scope
 from retrieval.search import FoundChunk
-from retrieval.tables import Chunk, Document, DocumentStatus, File, ParsedFile
+from retrieval.tables import Chunk, Document, DocumentStatus, File, ParsedPart
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,34 @@ def read_text(
     session: Session, scope: Scope, document_id: int, start_char: int = 0, end_char: int | None = None
 ) -> str | None:
     """The document's text between two offsets, or all; None when the scope sees no such document."""
-    window = (start_char + 1,) if end_char is None else (start_char + 1, end_char - start_char)
-    return session.scalar(
-        select(func.substr(ParsedFile.text, *window))
-        .join(File, (File.blob_id == ParsedFile.blob_id) & (File.media_type == ParsedFile.media_type))
+    file = session.execute(
+        select(File.blob_id, File.media_type)
         .join(Document, Document.file_id == File.id)
         .where(
             Document.id == document_id,
             Document.tenant_id == scope.tenant_id,
             Document.status == DocumentStatus.COMPLETED,
         )
+    ).one_or_none()
+    if file is None:
+        return None
+    of_file = (ParsedPart.blob_id == file.blob_id, ParsedPart.media_type == file.media_type)
+    first = select(func.max(ParsedPart.start_char)).where(*of_file, ParsedPart.start_char <= start_char)
+    # Cut in SQL: a part is long, and a quote is short.
+    begin = case((ParsedPart.start_char < start_char, start_char - ParsedPart.start_char), else_=0)
+    piece = (
+        func.substr(ParsedPart.text, cast(begin + 1, Integer))
+        if end_char is None
+        else func.substr(
+            ParsedPart.text,
+            cast(begin + 1, Integer),
+            cast(end_char - ParsedPart.start_char - begin, Integer),
+        )
     )
+    pieces = select(piece).where(*of_file, ParsedPart.start_char >= first.scalar_subquery())
+    if end_char is not None:
+        pieces = pieces.where(ParsedPart.start_char < end_char)
+    return "".join(session.scalars(pieces.order_by(ParsedPart.number)))
 
 
 def _within_budget(chunks: Sequence[FoundChunk], *, limit: int, token_budget: int) -> list[FoundChunk]:
@@ -88,6 +105,7 @@ def _neighbourhood(session: Session, chunk: FoundChunk, spare_tokens: int) -> tu
     rows = session.execute(
         select(Chunk.position, Chunk.token_count).where(
             Chunk.document_id == chunk.document_id,
+            Chunk.generation == chunk.generation,
             Chunk.position.in_([chunk.position - 1, chunk.position + 1]),
         )
     )
@@ -121,7 +139,11 @@ def _join(runs: list[_Run], new: _Run) -> None:
 def _load(session: Session, scope: Scope, run: _Run) -> Passage | None:
     rows = session.execute(
         select(Chunk.start_char, Chunk.end_char, Chunk.places)
-        .where(Chunk.document_id == run.best.document_id, Chunk.position.between(run.first, run.last))
+        .where(
+            Chunk.document_id == run.best.document_id,
+            Chunk.generation == run.best.generation,
+            Chunk.position.between(run.first, run.last),
+        )
         .order_by(Chunk.position)
     ).all()
     if not rows:

@@ -45,6 +45,8 @@ class DocumentStatus(StrEnum):
 class JobState(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
+    FAILED = "failed"
+    """Only in a generation that does not answer: else the document has failed."""
 
 
 class GenerationState(StrEnum):
@@ -321,6 +323,8 @@ class Job(Base):
     """Of the step, in `unit`; None while nobody knows."""
     unit: Mapped[str | None] = mapped_column(String(20))
     step_since: Mapped[float | None]
+    error: Mapped[str | None] = mapped_column(Text)
+    """Why it failed."""
 
     __table_args__ = (
         UniqueConstraint("document_id", "generation"),
@@ -394,7 +398,12 @@ class Sweep(Base):
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
     source_id: Mapped[str] = mapped_column(ForeignKey("sources.id", ondelete="cascade"))
     due_at: Mapped[float]
-    started_at: Mapped[float]
+    is_dry: Mapped[bool] = mapped_column(default=False)
+    """Reports what a sweep would do, and does nothing."""
+    may_empty: Mapped[bool] = mapped_column(default=False)
+    """Believes an empty listing of a source that had files."""
+    started_at: Mapped[float | None]
+    """None while it was asked for and waits for the leader."""
     ended_at: Mapped[float | None]
     counts: Mapped[dict[str, int]] = mapped_column(JSON)
     """Files added, changed, renamed, removed, unchanged, refused."""

@@ -8,6 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from retrieval.blobs import BlobStore
+from retrieval.chunks import searchable
 from retrieval.database import Database
 from retrieval.tables import Blob, Chunk, ChunkLog, Collection, LogOp
 from retrieval.views import CollectionView, IndexViews
@@ -48,7 +49,7 @@ def _index_differences(database: Database, views: IndexViews, collection_id: str
 def _chunk_differences(
     session: Session, collection: Collection, view: CollectionView | None
 ) -> Iterator[str]:
-    alive = set(session.scalars(select(Chunk.id).where(Chunk.collection_id == collection.id)))
+    alive = set(session.scalars(select(Chunk.id).where(searchable(collection.id, collection.generation))))
     if alive != _replayed(session, collection):
         yield f"{collection.id}: the chunk log does not lead to the chunks that are stored."
     if view is None:
@@ -73,7 +74,9 @@ def _chunk_differences(
 
 def _replayed(session: Session, collection: Collection) -> set[int]:
     alive: set[int] = set()
-    log = select(ChunkLog.op, ChunkLog.chunk_id).where(ChunkLog.collection_id == collection.id)
+    log = select(ChunkLog.op, ChunkLog.chunk_id).where(
+        ChunkLog.collection_id == collection.id, ChunkLog.generation == collection.generation
+    )
     for op, chunk_id in session.execute(log.order_by(ChunkLog.seq)):
         (alive.add if op is LogOp.ADD else alive.discard)(chunk_id)
     return alive

@@ -8,6 +8,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
+from retrieval.chunks import searchable
 from retrieval.keyword_index import TantivyKeywordIndex
 from retrieval.places import under_headings
 from retrieval.rankings import IndexedChunk, KeywordIndex, VectorIndex
@@ -20,8 +21,9 @@ WINDOW = 2_000
 
 @dataclass
 class CollectionView:
-    """The two indexes of one collection, equal to SQL as of `seq`."""
+    """The two indexes of one generation of a collection, equal to SQL as of `seq`."""
 
+    generation: int
     vectors: VectorIndex
     keywords: KeywordIndex
     seq: int = 0
@@ -38,7 +40,7 @@ class IndexViews:
     def follow(self, session: Session, collection: Collection) -> CollectionView | None:
         """The collection's view, with everything in it that this transaction sees. None while it is empty."""
         view = self._views.get(collection.id)
-        if view is None:
+        if view is None or view.generation != collection.generation:
             view = self._build(session, collection)
             if view is None:
                 return None
@@ -54,8 +56,9 @@ class IndexViews:
     def _build(self, session: Session, collection: Collection) -> CollectionView | None:
         # One build at a time: two threads that both find nothing would read the whole collection twice.
         with self._lock:
-            if collection.id in self._views:
-                return self._views[collection.id]
+            view = self._views.get(collection.id)
+            if view is not None and view.generation == collection.generation:
+                return view
             self._drop_deleted(session)
             view = build_view(session, collection)
             if view is not None:
@@ -72,10 +75,12 @@ class IndexViews:
 def build_view(session: Session, collection: Collection) -> CollectionView | None:
     """Reads all chunks of a collection. None when there are none yet, so that the dimensions are unknown."""
     view: CollectionView | None = None
-    for chunks in _windows(session, Chunk.collection_id == collection.id):
+    for chunks in _windows(session, searchable(collection.id, collection.generation)):
         if view is None:
             view = CollectionView(
-                vectors=FaissVectorIndex(dimensions=len(chunks[0].embedding)), keywords=TantivyKeywordIndex()
+                generation=collection.generation,
+                vectors=FaissVectorIndex(dimensions=len(chunks[0].embedding)),
+                keywords=TantivyKeywordIndex(),
             )
         view.vectors.apply(added=chunks, removed=())
         view.keywords.apply(added=chunks, removed=())
@@ -89,6 +94,7 @@ def _apply_log(session: Session, collection: Collection, view: CollectionView) -
         select(ChunkLog.op, ChunkLog.chunk_id)
         .where(
             ChunkLog.collection_id == collection.id,
+            ChunkLog.generation == view.generation,
             ChunkLog.seq > view.seq,
             ChunkLog.seq <= collection.head,
         )

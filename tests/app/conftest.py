@@ -13,9 +13,8 @@ from fastapi import FastAPI
 from app.api import create_app
 from app.models_role import create_models_app
 from app.serve import prepare_data
-from app.services import Services, blobs_dir
+from app.services import Services, blobs_dir, ingestion
 from app.settings import Settings, read_settings
-from ingest.pipeline import Pipeline
 from ingest.sandbox import ParserPool
 from ingest.worker import Worker
 from retrieval.blobs import BlobStore
@@ -103,13 +102,8 @@ async def opened_api(
         )
         await stack.enter_async_context(http)
         services: Services = app.state.services
-        pipeline = Pipeline(
-            services.database,
-            BlobStore(blobs_dir(settings)),
-            parsers,
-            services.models.embedder,
-            default_embedding=settings.models.default_embedding,
-        )
+        blobs = BlobStore(blobs_dir(settings))
+        pipeline = ingestion(settings, services.database, blobs, services.models, parsers)
         worker = Worker(services.database, pipeline, concurrency=2, lease_s=15, isolated=parsers.isolated)
         yield Api(http=http, settings=settings, services=services, engine=engine, worker=worker, app=app)
 

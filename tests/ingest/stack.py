@@ -1,6 +1,6 @@
 """Ingestion on a real database and real blobs, with a parser of paragraphs and an embedder without a model."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ from typing import Any
 from sqlalchemy import func, select
 
 from ingest import jobs
-from ingest.elements import ElementKind, ParsedDocument
+from ingest.elements import ElementKind, Parsed, ParseOptions
 from ingest.jobs import ClaimedJob
 from ingest.parse.build import DocumentBuilder, Line
+from ingest.parsed_files import ParsedFiles
 from ingest.pipeline import Pipeline
+from ingest.sealing import Sealer
 from ingest.worker import Worker
 from retrieval.blobs import BlobStore
 from retrieval.catalog import NewFile, add_file, get_document
@@ -30,6 +32,7 @@ PARAGRAPHS = (
 """Each fills a chunk of 16 tokens."""
 TEXT = "\n\n".join(PARAGRAPHS)
 LEASE_S = 30.0
+SEALER = Sealer(bytes(32))
 
 
 async def nothing(_: str) -> None:
@@ -44,7 +47,12 @@ class ParagraphParser:
     meanwhile: Callable[[str], Awaitable[None]] = nothing
     """Awaited with the text while it is parsed; what it raises, parsing fails with."""
 
-    async def parse(self, path: Path, media_type: str) -> ParsedDocument:  # noqa: ARG002
+    async def parse(
+        self,
+        path: Path,
+        media_type: str,
+        options: ParseOptions,  # noqa: ARG002
+    ) -> AsyncGenerator[Parsed]:
         text = path.read_text()
         self.calls.append(text)
         await self.meanwhile(text)
@@ -54,7 +62,8 @@ class ParagraphParser:
                 builder.add_heading([Line(paragraph[2:])], level=0)
             else:
                 builder.add(ElementKind.TEXT, [Line(paragraph)])
-        return builder.build()
+        for part in builder.finish():
+            yield part
 
 
 @dataclass
@@ -88,7 +97,17 @@ class Stack:
             return by_alias[alias]
 
         default = embedders[0].name
-        return Pipeline(self.database, self.blobs, self.parser, embedder_of, default_embedding=default)
+        parsed_files = ParsedFiles(
+            self.database, self.blobs, self.parser, SEALER, ocr_languages="eng", clock=self.clock
+        )
+        return Pipeline(
+            self.database,
+            self.blobs,
+            parsed_files,
+            embedder_of,
+            default_embedding=default,
+            clock=self.clock,
+        )
 
     def worker(
         self, *, concurrency: int = 2, lease_s: float = LEASE_S, clock: Callable[[], float] | None = None

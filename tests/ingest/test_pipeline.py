@@ -20,7 +20,17 @@ from retrieval import catalog
 from retrieval.database import Database
 from retrieval.places import under_headings
 from retrieval.scope import Scope
-from retrieval.tables import Chunk, ChunkLog, Collection, Document, DocumentStatus, Job, JobState, ParsedFile
+from retrieval.tables import (
+    Chunk,
+    ChunkLog,
+    Collection,
+    Document,
+    DocumentStatus,
+    Job,
+    JobState,
+    ParsedFile,
+    ParsedPart,
+)
 from serving.protocols import Lane, ModelUnavailable
 from tests.fakes import FakeEmbedder
 from tests.ingest.stack import PARAGRAPHS, TEXT, Stack
@@ -60,7 +70,7 @@ async def test_a_document_becomes_chunks_with_their_vectors_and_its_log(stack: S
     assert [chunk.position for chunk in chunks] == list(range(len(chunks)))
     with stack.database.read() as session:
         parsed = session.get_one(
-            ParsedFile, (stack.upload(f"# Opening hours\n\n{TEXT}").blob_id, "text/plain")
+            ParsedPart, (stack.upload(f"# Opening hours\n\n{TEXT}").blob_id, "text/plain", 0)
         )
     for chunk in chunks:
         assert chunk.text == parsed.text[chunk.start_char : chunk.end_char]

@@ -8,7 +8,8 @@ import numpy as np
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from retrieval.catalog import NewFile, add_file, append_log, attach_file, create_collection
+from retrieval.catalog import NewFile, add_file, attach_file, create_collection
+from retrieval.chunks import log_chunks
 from retrieval.database import Database
 from retrieval.scope import Scope
 from retrieval.tables import (
@@ -21,6 +22,7 @@ from retrieval.tables import (
     Job,
     LogOp,
     ParsedFile,
+    ParsedPart,
 )
 from tests.fakes import DIMENSIONS, _bag_of_words
 
@@ -120,7 +122,13 @@ def complete(
     text = "\n\n".join(paragraphs)
     file = session.get_one(File, document.file_id)
     session.merge(
-        ParsedFile(blob_id=file.blob_id, media_type=file.media_type, text=text, elements=b"", page_count=None)
+        ParsedFile(blob_id=file.blob_id, media_type=file.media_type, page_count=None, attachments=0)
+    )
+    session.flush()
+    session.merge(
+        ParsedPart(
+            blob_id=file.blob_id, media_type=file.media_type, number=0, start_char=0, text=text, elements=b""
+        )
     )
     collection = session.get_one(Collection, document.collection_id, with_for_update=True)
     collection.fingerprint = fingerprint
@@ -133,6 +141,7 @@ def complete(
                 tenant_id=document.tenant_id,
                 collection_id=document.collection_id,
                 document_id=document.id,
+                generation=collection.generation,
                 position=position,
                 text=paragraph,
                 start_char=start,
@@ -146,7 +155,7 @@ def complete(
         start = end + 2
     session.add_all(chunks)
     session.flush()
-    append_log(session, document.collection_id, LogOp.ADD, [chunk.id for chunk in chunks])
+    log_chunks(session, document, collection.generation, LogOp.ADD)
     session.execute(delete(Job).where(Job.document_id == document.id))
     document.status = DocumentStatus.COMPLETED
 

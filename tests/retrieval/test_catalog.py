@@ -227,9 +227,9 @@ def test_a_blob_shared_by_two_files_stays_until_the_last_is_deleted(database: Da
     first, second = new_file(database, scope, "same bytes"), new_file(database, scope, "same bytes")
     assert first.blob_id == second.blob_id
     with database.write() as session:
-        assert catalog.delete_file(session, scope, first.id) is None
+        assert catalog.delete_file(session, scope, first.id) == []
     with database.write() as session:
-        assert catalog.delete_file(session, scope, second.id) == first.blob_id
+        assert catalog.delete_file(session, scope, second.id) == [first.blob_id]
     assert (count(database, File), count(database, Blob)) == (0, 0)
 
 
@@ -240,7 +240,7 @@ def test_equal_bytes_of_two_tenants_are_two_blobs(
     mine, theirs = new_file(database, scope, "same bytes"), new_file(database, other_scope, "same bytes")
     assert mine.blob_id != theirs.blob_id
     with database.write() as session:
-        assert catalog.delete_file(session, scope, mine.id) == mine.blob_id
+        assert catalog.delete_file(session, scope, mine.id) == [mine.blob_id]
         assert session.get(Blob, theirs.blob_id) is not None
 
 

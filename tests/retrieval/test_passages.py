@@ -10,7 +10,7 @@ from retrieval.passages import Passage, load_passages, read_text
 from retrieval.places import places_from_rows
 from retrieval.scope import Scope
 from retrieval.search import FoundChunk
-from retrieval.tables import Chunk, Document, DocumentStatus
+from retrieval.tables import Chunk, Document, DocumentStatus, File, ParsedPart
 from tests.retrieval.library import new_collection, shelve
 
 PARAGRAPHS = tuple(f"Paragraph {name} has just 🗝 ten tokens, naïve as it is." for name in "abcdefgh")
@@ -37,6 +37,7 @@ def found(session: Session, document: Document, *positions: int) -> list[FoundCh
             file_id=document.file_id,
             filename="a.txt",
             attributes={},
+            generation=0,
             position=position,
             text=chunks[position].text,
             start_char=chunks[position].start_char,
@@ -160,3 +161,31 @@ def test_what_was_deleted_or_is_ingested_anew_since_the_search_is_not_read(
         catalog.delete_file(session, scope, document.file_id)
     with database.read() as session:
         assert load_passages(session, scope, chunks, limit=5, token_budget=PLENTY) == []
+
+
+def test_text_is_read_across_the_parts_of_a_long_document(database: Database, scope: Scope) -> None:
+    collection = new_collection(database, scope)
+    document = shelve(database, scope, collection, "The vault opens at nine.")
+    with database.write() as session:
+        file = session.get_one(File, document.file_id)
+        parts = session.scalars(select(ParsedPart).where(ParsedPart.blob_id == file.blob_id)).all()
+        start = len(parts[0].text)
+        for number, text in enumerate(("\n\nThe key hangs ", "in the hall."), 1):
+            session.add(
+                ParsedPart(
+                    blob_id=file.blob_id,
+                    media_type=file.media_type,
+                    number=number,
+                    start_char=start,
+                    text=text,
+                    elements=b"",
+                )
+            )
+            start += len(text)
+    whole = "The vault opens at nine.\n\nThe key hangs in the hall."
+    with database.read() as session:
+        assert read_text(session, scope, document.id) == whole
+        for first in range(0, len(whole), 5):
+            assert read_text(session, scope, document.id, first) == whole[first:]
+            for last in range(first + 1, len(whole) + 1, 7):
+                assert read_text(session, scope, document.id, first, last) == whole[first:last]

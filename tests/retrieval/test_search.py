@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import delete, update
+from sqlalchemy import delete, select, update
 
 from retrieval import catalog
 from retrieval.catalog import CollectionMissing
 from retrieval.database import Database
+from retrieval.duplicates import similarity_hash
 from retrieval.filters import AllOf, Comparator, Comparison
 from retrieval.rankings import Fusion
 from retrieval.scope import Scope
@@ -28,6 +29,10 @@ from tests.fakes import FakeEmbedder, FakeReranker
 from tests.retrieval.library import add_text_file, attach, complete, new_collection, shelve
 
 NINE, KEY, WHALES = "The vault opens at nine.", "The key hangs in the hall.", "Whales feed on krill."
+CLAUSE = (
+    "The tenant shall keep the premises in good repair and shall return all keys of the vault to the landlord's "
+    "office at the end of the term, together with a sum for the cleaning of the cellar."
+)
 
 
 @pytest.fixture
@@ -352,7 +357,7 @@ async def test_a_deleted_collection_is_gone_from_search_together_with_its_log(
     await texts(searcher, scope, "vault")
     with database.write() as session:
         catalog.delete_collection(session, scope, collection.id)
-        assert session.get(ChunkLog, (collection.id, 1)) is None
+        assert session.get(ChunkLog, (collection.id, 0, 1)) is None
     assert await texts(searcher, scope, "vault") == []
     with pytest.raises(CollectionMissing):
         await searcher.search(scope, "vault", collection_ids=[collection.id])
@@ -407,3 +412,63 @@ async def test_a_query_longer_than_the_models_read_is_cut(database: Database, sc
     searcher = searcher_of(database, FakeEmbedder(max_tokens=8), reranker=reranker)
     assert await texts(searcher, scope, "vault " * 100) == [NINE]
     assert reranker.salts == [scope.tenant_id]
+
+
+def hash_chunks(database: Database) -> None:
+    """As ingestion does."""
+    with database.write() as session:
+        for chunk in session.scalars(select(Chunk)):
+            chunk.similarity_hash = similarity_hash(chunk.text)
+
+
+@pytest.mark.parametrize("mode", SearchMode)
+@pytest.mark.parametrize("reranks", [False, True])
+async def test_a_text_is_found_once_and_other_texts_take_the_room(
+    database: Database, scope: Scope, embedder: FakeEmbedder, mode: SearchMode, reranks: bool
+) -> None:
+    collection = new_collection(database, scope)
+    for year in range(1843, 1923):
+        shelve(database, scope, collection, f"Signed on 12 March {year}. {CLAUSE}")
+    others = [f"The vault of house {number} has keys." for number in range(5)]
+    shelve(database, scope, collection, *others)
+    hash_chunks(database)
+    searcher = searcher_of(database, embedder, reranker=FakeReranker() if reranks else None)
+    found = await texts(searcher, scope, "keys of the vault", SearchOptions(limit=6, mode=mode))
+    assert sum(CLAUSE in text for text in found) == 1
+    assert {text for text in found if CLAUSE not in text} == set(others)
+
+
+async def test_a_text_is_found_in_each_collection_that_holds_it(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    collections = [new_collection(database, scope, name) for name in ("letters", "leases")]
+    for collection in collections:
+        shelve(database, scope, collection, CLAUSE)
+    hash_chunks(database)
+    found = (await searcher.search(scope, "vault")).chunks
+    assert {chunk.collection_id for chunk in found} == {collection.id for collection in collections}
+
+
+async def test_the_copy_that_is_left_takes_the_place_of_one_that_may_not_be_found(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    collection = new_collection(database, scope)
+    first = shelve(database, scope, collection, CLAUSE, attributes={"year": 1843})
+    second = shelve(database, scope, collection, f"{CLAUSE}\n\n7", attributes={"year": 1851})
+    hash_chunks(database)
+    later = SearchOptions(filters=Comparison(Comparator.GTE, "year", 1850))
+    assert await texts(searcher, scope, "vault") == [CLAUSE]
+    assert await texts(searcher, scope, "vault", later) == [f"{CLAUSE}\n\n7"]
+    with database.write() as session:
+        catalog.delete_document(session, scope, collection.id, first.file_id)
+    found = (await searcher.search(scope, "vault")).chunks
+    assert [chunk.document_id for chunk in found] == [second.id]
+
+
+async def test_equal_chunks_from_before_there_were_hashes_are_all_found(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    collection = new_collection(database, scope)
+    for filename in ("a.txt", "b.txt"):
+        shelve(database, scope, collection, CLAUSE, filename=filename)
+    assert await texts(searcher, scope, "vault") == [CLAUSE, CLAUSE]

@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 
 from retrieval import catalog
+from retrieval.chunks import remove_chunks
 from retrieval.database import Database, open_database
 from retrieval.rankings import Ranking
 from retrieval.scope import Scope
@@ -96,7 +97,7 @@ def change_at_random(
                 catalog.delete_file(session, scope, generator.choice(present).file_id)
             else:
                 document = generator.choice(present)
-                catalog.remove_chunks(session, document)
+                remove_chunks(session, document)
                 complete(session, document, paragraphs)
 
 

@@ -142,6 +142,7 @@ def _chunks_and_jobs() -> None:
         batch_op.add_column(sa.Column("total", sa.BigInteger()))
         batch_op.add_column(sa.Column("unit", sa.String(length=20)))
         batch_op.add_column(sa.Column("step_since", sa.Double()))
+        batch_op.add_column(sa.Column("error", sa.Text()))
         batch_op.drop_constraint("jobs_document_id_key", type_="unique")
         batch_op.drop_index("ix_jobs_due")
         batch_op.create_index("ix_jobs_due", ["is_background", "tenant_id", "due_at", "id"])
@@ -218,7 +219,9 @@ def _sources() -> None:
             nullable=False,
         ),
         sa.Column("due_at", sa.Double(), nullable=False),
-        sa.Column("started_at", sa.Double(), nullable=False),
+        sa.Column("is_dry", sa.Boolean(), nullable=False),
+        sa.Column("may_empty", sa.Boolean(), nullable=False),
+        sa.Column("started_at", sa.Double()),
         sa.Column("ended_at", sa.Double()),
         sa.Column("counts", sa.JSON(), nullable=False),
         sa.Column("error", sa.Text()),

@@ -1,0 +1,334 @@
+"""Parses a file once, into parts in SQL; what lies inside it becomes files of its own. For the pipeline.
+
+A small file is one part, kept in one transaction with the word that it is whole. A large one is kept part by part
+under the lease of the job that parses it, so that others wait for it, and start again if it dies.
+"""
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sqlalchemy import delete, exists, func, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session, aliased
+
+from ingest import elements
+from ingest.elements import Attachment, Parsed, ParsedPart, ParseOptions
+from ingest.jobs import ClaimedJob, LeaseLost, Progress
+from ingest.media_types import EmptyFile, UnsupportedMediaType, detect
+from ingest.sealing import Sealer
+from retrieval.blobs import BlobStore
+from retrieval.catalog import NewFile, add_file, lock_tenant
+from retrieval.database import Database
+from retrieval.scope import Scope
+from retrieval.tables import Blob, File, Job, ParsedFile, Role
+from retrieval.tables import ParsedPart as StoredPart
+from retrieval.together import in_thread
+
+UNKNOWN_TYPE = "application/octet-stream"
+"""Of a file inside another that is of no known type: its document says so."""
+LARGEST_ATTACHMENT_BYTES = 512 << 20
+COPY_BYTES = 1 << 20
+DEEPEST = 8
+"""Beyond any depth that the parsers open."""
+
+
+class ParsedElsewhere(Exception):
+    """Another job parses the same file just now."""
+
+
+class _KeptAlready(Exception):
+    """Another job was quicker with the same file."""
+
+
+class Parser(Protocol):
+    def parse(self, path: Path, media_type: str, options: ParseOptions) -> AsyncGenerator[Parsed]:
+        """Raises ParseFailed. Closing it early ends the work."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileToParse:
+    """What the parser is told of a file."""
+
+    file_id: str
+    blob_id: str
+    media_type: str
+    password: bytes | None
+    """Sealed."""
+    depth: int
+
+
+class Arrivals:
+    """How much of a file is parsed. Its reader waits here for more, in the same event loop."""
+
+    def __init__(self, *, count: int = 0, is_whole: bool = False, attachments: int = 0) -> None:
+        self.count = count
+        self.is_whole = is_whole
+        self.attachments = attachments
+        self.only_part: ParsedPart | None = None
+        """Of a file that was parsed just now and is one part: saves reading it again."""
+        self._news = asyncio.Condition()
+
+    async def has(self, number: int) -> bool:
+        """Whether there is a part of this number, as soon as it is known."""
+        async with self._news:
+            await self._news.wait_for(lambda: self.count > number or self.is_whole)
+        return self.count > number
+
+    async def tell(self, *, count: int, is_whole: bool = False) -> None:
+        async with self._news:
+            self.count, self.is_whole = count, is_whole
+            self._news.notify_all()
+
+
+class ParsedFiles:
+    """The parsed form of every file, made when it is first needed."""
+
+    def __init__(
+        self,
+        database: Database,
+        blobs: BlobStore,
+        parser: Parser,
+        sealer: Sealer,
+        *,
+        ocr_languages: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._database = database
+        self._blobs = blobs
+        self._parser = parser
+        self._sealer = sealer
+        self._ocr_languages = ocr_languages
+        self._clock = clock
+
+    def arrived(self, session: Session, file: FileToParse) -> Arrivals:
+        """What is there already. Raises ParsedElsewhere."""
+        parsed = session.get(ParsedFile, (file.blob_id, file.media_type))
+        if parsed is None:
+            return Arrivals()
+        if parsed.lease is not None:
+            if self._is_held(session, parsed.lease):
+                raise ParsedElsewhere
+            return Arrivals()
+        if parsed.attachments and not _has_inner_files(session, file.blob_id):
+            # They went with another file of the same bytes: they have to be taken out again.
+            return Arrivals()
+        count = session.scalar(
+            select(func.count())
+            .select_from(StoredPart)
+            .where(StoredPart.blob_id == file.blob_id, StoredPart.media_type == file.media_type)
+        )
+        return Arrivals(count=count or 0, is_whole=True, attachments=parsed.attachments)
+
+    def part(self, file: FileToParse, number: int) -> ParsedPart:
+        """Raises LeaseLost when the file is gone."""
+        with self._database.read() as session:
+            stored = session.get(StoredPart, (file.blob_id, file.media_type, number))
+        if stored is None:
+            raise LeaseLost
+        return ParsedPart.from_json(stored.text, zlib.decompress(stored.elements))
+
+    async def parse(self, job: ClaimedJob, file: FileToParse, arrivals: Arrivals, progress: Progress) -> None:
+        """Has the file parsed, and keeps what comes. Raises ParseFailed, LeaseLost, ParsedElsewhere."""
+        options = ParseOptions(
+            password=None if file.password is None else self._sealer.open(file.password, owner=file.file_id),
+            ocr_languages=self._ocr_languages,
+            depth=file.depth,
+        )
+        progress.step, progress.since = "parsing", self._clock()
+        page_count: int | None = None
+        waiting: ParsedPart | None = None
+        count = attachments = 0
+        path = self._blobs.path(file.blob_id)
+        async with aclosing(self._parser.parse(path, file.media_type, options)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Attachment):
+                    await in_thread(self._keep_attachment, job, file, piece)
+                    attachments += 1
+                    continue
+                page_count = piece.page_count or page_count
+                progress.done, progress.total, progress.unit = _place_of(piece)
+                if isinstance(piece, elements.Progress):
+                    continue
+                if waiting is not None:
+                    await in_thread(self._keep_part, job, file, count, waiting)
+                    count += 1
+                    await arrivals.tell(count=count)
+                waiting = piece
+        arrivals.attachments = attachments
+        if waiting is not None and count == 0:
+            arrivals.only_part = waiting
+        await in_thread(self._keep_rest, job, file, count, waiting, page_count, attachments)
+        await arrivals.tell(count=count + (waiting is not None), is_whole=True)
+
+    def _keep_part(self, job: ClaimedJob, file: FileToParse, number: int, part: ParsedPart) -> None:
+        try:
+            with self._database.write() as session:
+                if number == 0:
+                    self._begin(session, job, file)
+                elif self._leaseholder(session, file) != job.lease:
+                    raise LeaseLost
+                session.add(_stored(file, number, part))
+        except (IntegrityError, _KeptAlready) as error:
+            raise ParsedElsewhere from error
+
+    def _keep_rest(
+        self,
+        job: ClaimedJob,
+        file: FileToParse,
+        number: int,
+        last: ParsedPart | None,
+        page_count: int | None,
+        attachments: int,
+    ) -> None:
+        """The last part, and that it was the last. Of a small file, two jobs may get here with the same."""
+        with suppress(IntegrityError, _KeptAlready), self._database.write() as session:
+            if number == 0:
+                self._begin(session, job, file)
+            elif self._leaseholder(session, file) != job.lease:
+                raise LeaseLost
+            if last is not None:
+                session.add(_stored(file, number, last))
+            parsed = session.get_one(ParsedFile, (file.blob_id, file.media_type))
+            parsed.lease, parsed.page_count, parsed.attachments = None, page_count, attachments
+
+    def _begin(self, session: Session, job: ClaimedJob, file: FileToParse) -> None:
+        """Forgets what a dead job left. Raises ParsedElsewhere, _KeptAlready, and IntegrityError when the file is gone."""
+        old = session.get(ParsedFile, (file.blob_id, file.media_type))
+        if old is not None:
+            if old.lease is None:
+                raise _KeptAlready
+            if self._is_held(session, old.lease):
+                raise ParsedElsewhere
+            of_file = (StoredPart.blob_id == file.blob_id, StoredPart.media_type == file.media_type)
+            session.execute(delete(StoredPart).where(*of_file))
+            session.delete(old)
+            session.flush()
+        session.add(
+            ParsedFile(
+                blob_id=file.blob_id,
+                media_type=file.media_type,
+                page_count=None,
+                attachments=0,
+                lease=job.lease,
+            )
+        )
+        session.flush()
+
+    def _leaseholder(self, session: Session, file: FileToParse) -> str | None:
+        return session.scalar(
+            select(ParsedFile.lease).where(
+                ParsedFile.blob_id == file.blob_id, ParsedFile.media_type == file.media_type
+            )
+        )
+
+    def _is_held(self, session: Session, lease: str) -> bool:
+        alive = select(Job.id).where(Job.lease == lease, Job.due_at > self._clock())
+        return session.scalar(alive) is not None
+
+    def _keep_attachment(self, job: ClaimedJob, outer: FileToParse, attachment: Attachment) -> None:
+        """Makes a file of it, unless an earlier try did."""
+        name = attachment.name.rpartition("/")[2] or "unnamed"
+        try:
+            media_type: str = detect(attachment.path, name)
+        except (UnsupportedMediaType, EmptyFile):
+            media_type = UNKNOWN_TYPE
+        with self._blobs.receive(limit_bytes=LARGEST_ATTACHMENT_BYTES) as receiver:
+            with attachment.path.open("rb") as content:
+                while piece := content.read(COPY_BYTES):
+                    receiver.write(piece)
+            received = receiver.finish()
+            with self._database.write() as session:
+                lock_tenant(session, job.tenant_id)
+                parent = session.get(File, outer.file_id)
+                if parent is None:
+                    raise LeaseLost
+                is_there = exists().where(
+                    File.parent_id == outer.file_id,
+                    File.path == attachment.name,
+                    File.blob_id == Blob.id,
+                    Blob.sha256 == received.sha256,
+                )
+                if session.scalar(select(is_there)):
+                    return
+                new = NewFile(
+                    filename=name,
+                    purpose=parent.purpose,
+                    media_type=media_type,
+                    sha256=received.sha256,
+                    size_bytes=received.size_bytes,
+                    path=attachment.name,
+                    parent_id=outer.file_id,
+                )
+                file, is_new_blob = add_file(session, _worker_scope(job), new, now=self._clock())
+                if is_new_blob:
+                    self._blobs.keep(received, file.blob_id)
+
+
+def inner_files(session: Session, job: ClaimedJob, file: FileToParse, *, now: float) -> list[File]:
+    """The files inside a file that is parsed. Those of another file with the same bytes are its too."""
+    own = list(session.scalars(select(File).where(File.parent_id == file.file_id)))
+    if own:
+        return own
+    outer = aliased(File)
+    twin = session.scalar(
+        select(File.parent_id)
+        .join(outer, File.parent_id == outer.id)
+        .where(outer.blob_id == file.blob_id)
+        .limit(1)
+    )
+    for inner in session.scalars(select(File).where(File.parent_id == twin)) if twin is not None else ():
+        blob = session.get_one(Blob, inner.blob_id)
+        new = NewFile(
+            filename=inner.filename,
+            purpose=inner.purpose,
+            media_type=inner.media_type,
+            sha256=blob.sha256,
+            size_bytes=inner.size_bytes,
+            path=inner.path,
+            parent_id=file.file_id,
+        )
+        own.append(add_file(session, _worker_scope(job), new, now=now)[0])
+    return own
+
+
+def depth_of(session: Session, parent_id: str | None) -> int:
+    """In how many files a file lies."""
+    depth = 0
+    while parent_id is not None and depth < DEEPEST:
+        depth += 1
+        parent_id = session.scalar(select(File.parent_id).where(File.id == parent_id))
+    return depth
+
+
+def _has_inner_files(session: Session, blob_id: str) -> bool:
+    outer = aliased(File)
+    inner = select(File.id).join(outer, File.parent_id == outer.id).where(outer.blob_id == blob_id)
+    return session.scalar(inner.limit(1)) is not None
+
+
+def _worker_scope(job: ClaimedJob) -> Scope:
+    return Scope(tenant_id=job.tenant_id, key_id="", role=Role.WRITER)
+
+
+def _stored(file: FileToParse, number: int, part: ParsedPart) -> StoredPart:
+    return StoredPart(
+        blob_id=file.blob_id,
+        media_type=file.media_type,
+        number=number,
+        start_char=part.start_char,
+        text=part.text,
+        elements=zlib.compress(part.to_json(), level=1),
+    )
+
+
+def _place_of(piece: ParsedPart | elements.Progress) -> tuple[int, int | None, str]:
+    """How far the parser is: done, total and unit."""
+    if piece.pages_done is not None:
+        return piece.pages_done, piece.page_count, "pages"
+    return piece.end_char, None, "characters"
