@@ -1,5 +1,6 @@
 """The queue of documents to ingest, in SQL: claimed under a lease, kept by heartbeats, finished or given back."""
 
+import math
 import secrets
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -44,32 +45,33 @@ class Progress:
 
 def any_due(session: Session, *, now: float) -> bool:
     """A cheap look without a lock, before `claim` takes one."""
-    return any(_next_tenant(session, "", background, now) is not None for background in (False, True))
+    return session.scalar(select(Job.id).where(Job.due_at <= now).limit(1)) is not None
 
 
-def claim(session: Session, *, now: float, lease_s: float, after_tenant: str = "") -> ClaimedJob | None:
-    """Takes the job that is due longest: one that waits, or one whose worker stopped renewing its lease.
+def claim(
+    session: Session, *, now: float, lease_s: float, most: int = 1, after_tenant: str = ""
+) -> list[ClaimedJob]:
+    """Takes the jobs that are due longest: those that wait, and those whose worker stopped renewing its lease.
 
-    Of the tenants that have any, the next after `after_tenant` by id has its turn. Background jobs wait until
-    nobody has another.
+    Tenants that have any take turns, beginning after `after_tenant` by id. Background jobs wait until nobody has
+    another.
     """
+    taken: list[Job] = []
     for background in (False, True):
-        tenant_id = _next_tenant(session, after_tenant, background, now)
-        if tenant_id is None:
-            continue
-        job = session.scalar(
-            _due(background, now)
-            .where(Job.tenant_id == tenant_id)
-            .order_by(Job.due_at, Job.id)
-            .limit(1)
-            .with_for_update(skip_locked=True)
+        tenants = _tenants(session, after_tenant, background, now, most=most - len(taken))
+        for number, tenant_id in enumerate(tenants):
+            share = math.ceil((most - len(taken)) / (len(tenants) - number))
+            due = _due(background, now).where(Job.tenant_id == tenant_id).order_by(Job.due_at, Job.id)
+            taken += session.scalars(due.limit(share).with_for_update(skip_locked=True))
+        if len(taken) >= most:
+            break
+    leases = [{"id": job.id, "lease": secrets.token_hex(16)} for job in taken]
+    if leases:
+        session.execute(
+            update(Job), [{**each, "state": JobState.RUNNING, "due_at": now + lease_s} for each in leases]
         )
-        if job is None:
-            continue
-        job.state = JobState.RUNNING
-        job.due_at = now + lease_s
-        job.lease = secrets.token_hex(16)
-        return ClaimedJob(
+    return [
+        ClaimedJob(
             job_id=job.id,
             tenant_id=job.tenant_id,
             document_id=job.document_id,
@@ -77,9 +79,10 @@ def claim(session: Session, *, now: float, lease_s: float, after_tenant: str = "
             is_background=job.is_background,
             attempt=job.attempt,
             next_part=job.next_part,
-            lease=job.lease,
+            lease=str(lease["lease"]),
         )
-    return None
+        for job, lease in zip(taken, leases, strict=True)
+    ]
 
 
 def renew(session: Session, leases: Sequence[str], *, now: float, lease_s: float) -> None:
@@ -88,7 +91,8 @@ def renew(session: Session, leases: Sequence[str], *, now: float, lease_s: float
 
 def held(session: Session, leases: Sequence[str]) -> Set[str]:
     """Those that are still there: a document that is deleted or cancelled loses its job."""
-    return set(session.scalars(select(Job.lease).where(Job.lease.in_(leases)))) - {None}
+    rows = session.scalars(select(Job.lease).where(Job.lease.in_(leases)))
+    return {lease for lease in rows if lease is not None}
 
 
 def tell(session: Session, job: ClaimedJob, progress: Progress) -> None:
@@ -107,10 +111,12 @@ def tell(session: Session, job: ClaimedJob, progress: Progress) -> None:
 
 def lock(session: Session, job: ClaimedJob) -> Document:
     """The job's document, for a transaction that writes what was made of it. Raises LeaseLost."""
-    held = session.scalar(
-        select(Job.id).where(Job.id == job.job_id, Job.lease == job.lease).with_for_update()
+    document = session.scalar(
+        select(Document)
+        .join(Job, Job.document_id == Document.id)
+        .where(Job.id == job.job_id, Job.lease == job.lease)
+        .with_for_update(of=Job)
     )
-    document = session.get(Document, job.document_id) if held is not None else None
     if document is None:
         raise LeaseLost
     return document
@@ -126,15 +132,27 @@ def fail(session: Session, job: ClaimedJob, *, code: str, message: str) -> None:
 
     In a generation that does not answer, the document is as good as it was: the job stays, and says why.
     """
+    # The collection before the job, as everywhere: a switch of generations comes before this or after it.
+    answering = session.scalar(
+        select(Collection.generation)
+        .join(Document, Document.collection_id == Collection.id)
+        .where(Document.id == job.document_id)
+        .with_for_update(of=Collection)
+    )
     document = lock(session, job)
     discard_staged(session, document.id, job.generation)
-    answering = session.scalar(select(Collection.generation).where(Collection.id == document.collection_id))
     if job.generation != answering:
         session.execute(
             update(Job)
             .where(Job.id == job.job_id)
             .values(
-                state=JobState.FAILED, due_at=NEVER, lease=None, next_part=0, step="failed", error=message
+                state=JobState.FAILED,
+                due_at=NEVER,
+                lease=None,
+                next_part=0,
+                step="failed",
+                error_code=code,
+                error=message,
             )
         )
         return
@@ -160,11 +178,24 @@ def give_back_all(session: Session, leases: Sequence[str], *, now: float) -> Non
     )
 
 
-def _due(background: bool, now: float) -> Select[tuple[Job]]:
+def _due(background: bool, now: float) -> Select[Job]:
     return select(Job).where(Job.is_background.is_(background), Job.due_at <= now)
 
 
-def _next_tenant(session: Session, after: str, background: bool, now: float) -> str | None:
-    """The first tenant after `after` that has a job due; from the beginning again when there is none."""
-    due = _due(background, now).with_only_columns(Job.tenant_id).order_by(Job.tenant_id, Job.due_at).limit(1)
-    return session.scalar(due.where(Job.tenant_id > after)) or (session.scalar(due) if after else None)
+def _tenants(session: Session, after: str, background: bool, now: float, *, most: int) -> list[str]:
+    """Up to `most` tenants that have a job due, in the order of their turns. A step of the index for each."""
+    due = _due(background, now).with_only_columns(Job.tenant_id).order_by(Job.tenant_id).limit(1)
+    found: list[str] = []
+    last, has_wrapped = after, not after
+    while len(found) < most:
+        tenant_id = session.scalar(due.where(Job.tenant_id > last))
+        if tenant_id is None:
+            if has_wrapped:
+                break
+            last, has_wrapped = "", True
+            continue
+        if tenant_id in found:
+            break
+        found.append(tenant_id)
+        last = tenant_id
+    return found

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import delete, exists, func, select
+from sqlalchemy import delete, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -194,11 +194,14 @@ class ParsedFiles:
                 raise LeaseLost
             if last is not None:
                 session.add(_stored(file, number, last))
-            parsed = session.get_one(ParsedFile, (file.blob_id, file.media_type))
-            parsed.lease, parsed.page_count, parsed.attachments = None, page_count, attachments
+            session.execute(
+                update(ParsedFile)
+                .where(ParsedFile.blob_id == file.blob_id, ParsedFile.media_type == file.media_type)
+                .values(lease=None, page_count=page_count, attachments=attachments)
+            )
 
     def _begin(self, session: Session, job: ClaimedJob, file: FileToParse) -> None:
-        """Forgets what a dead job left. Raises ParsedElsewhere, _KeptAlready, and IntegrityError when the file is gone."""
+        """Forgets what a dead job left. Raises ParsedElsewhere, _KeptAlready; IntegrityError when the file is gone."""
         old = session.get(ParsedFile, (file.blob_id, file.media_type))
         if old is not None:
             if old.lease is None:

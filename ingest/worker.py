@@ -16,6 +16,7 @@ from ingest.elements import ParseFailed
 from ingest.jobs import ClaimedJob, LeaseLost, Progress
 from ingest.parsed_files import ParsedElsewhere
 from ingest.pipeline import Outcome, Pipeline, TooManyBigFiles, WrongModel
+from ingest.rebuilds import tend
 from retrieval.database import Database
 from retrieval.tables import WorkerBeat
 from retrieval.together import in_thread
@@ -29,6 +30,8 @@ BEAT_S = 5.0
 WATCH_S = 1.0
 """So soon is noticed that a document was deleted or cancelled, and so often is progress told."""
 LOOK_AGAIN_S = 1.0
+TEND_S = 1.0
+"""So soon a rebuild that is complete answers."""
 MAX_ATTEMPTS = 5
 FORGET_BEATS_AFTER_S = 3600.0
 
@@ -116,7 +119,7 @@ class Worker:
         self._last_tenant = ""
 
     async def run(self) -> None:
-        beside = [asyncio.create_task(self._beat()), asyncio.create_task(self._watch())]
+        beside = [asyncio.create_task(each) for each in (self._beat(), self._watch(), self._tend())]
         try:
             while True:
                 await self._fill()
@@ -135,34 +138,40 @@ class Worker:
         while True:
             await self._fill()
             if not self._running:
+                await in_thread(tend, self._database, now=self._clock())
                 return
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 
     async def _fill(self) -> None:
-        while len(self._running) < self._concurrency:
+        while (free := self._concurrency - len(self._running)) > 0:
             try:
-                job = await in_thread(self._claim)
+                claimed = await in_thread(self._claim, free)
             except OperationalError:
                 log.warning("database_unavailable")
                 await asyncio.sleep(1.0)
                 return
-            if job is None:
+            for job in claimed:
+                task = asyncio.create_task(self._work(job))
+                self._running[task] = job
+                task.add_done_callback(self._running.pop)
+            if len(claimed) < free:
                 return
-            task = asyncio.create_task(self._work(job))
-            self._running[task] = job
-            task.add_done_callback(self._running.pop)
 
-    def _claim(self) -> ClaimedJob | None:
+    def _claim(self, most: int) -> list[ClaimedJob]:
         with self._database.read() as session:
             if not jobs.any_due(session, now=self._clock()):
-                return None
+                return []
         with self._database.write() as session:
-            job = jobs.claim(
-                session, now=self._clock(), lease_s=self._lease_s, after_tenant=self._last_tenant
+            claimed = jobs.claim(
+                session,
+                now=self._clock(),
+                lease_s=self._lease_s,
+                most=most,
+                after_tenant=self._last_tenant,
             )
-        if job is not None:
-            self._last_tenant = job.tenant_id
-        return job
+        if claimed:
+            self._last_tenant = claimed[-1].tenant_id
+        return claimed
 
     async def _work(self, job: ClaimedJob) -> None:
         started = time.monotonic()
@@ -187,7 +196,7 @@ class Worker:
 
     def _put_off(self, job: ClaimedJob, outcome: Outcome) -> None:
         """Its lease ends by itself if the database is away."""
-        waits = outcome is Outcome.AWAITS_INNER_FILES
+        waits = outcome is Outcome.AWAITS_OTHERS
         with suppress(OperationalError), self._database.write() as session:
             if waits:
                 jobs.tell(session, job, Progress(step="waiting", unit="files"))
@@ -252,6 +261,14 @@ class Worker:
                         jobs.tell(session, job, news[job.lease])
         with self._database.read() as session:
             return jobs.held(session, [job.lease for job in running])
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(TEND_S)
+            try:
+                await in_thread(tend, self._database, now=self._clock())
+            except SQLAlchemyError as error:
+                log.warning("tend_failed", exc_info=error)
 
     async def _beat(self) -> None:
         """Renews the leases of running jobs and this worker's own sign of life."""

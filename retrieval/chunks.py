@@ -20,12 +20,12 @@ def searchable(collection_id: str, generation: int) -> ColumnElement[bool]:
     )
 
 
-def log_chunks(session: Session, document: Document, generation: int, op: LogOp) -> int:
-    """Logs all chunks of a document in the caller's transaction, which holds the change too. Returns their number."""
+def log_chunks(session: Session, document: Document, generation: int, op: LogOp) -> None:
+    """Logs all chunks of a document in the caller's transaction, which holds the change too."""
     of_document = (Chunk.document_id == document.id, Chunk.generation == generation)
     count = session.scalar(select(func.count()).select_from(Chunk).where(*of_document)) or 0
     if count == 0:
-        return 0
+        return
     first = _raise_head(session, document.collection_id, generation, by=count) - count
     numbered = select(
         literal(document.collection_id),
@@ -36,7 +36,6 @@ def log_chunks(session: Session, document: Document, generation: int, op: LogOp)
     ).where(*of_document)
     columns = ["collection_id", "generation", "seq", "op", "chunk_id"]
     session.execute(insert(ChunkLog).from_select(columns, numbered))
-    return count
 
 
 def remove_chunks(session: Session, document: Document) -> None:

@@ -1,7 +1,8 @@
 """Opens the SQL database, embedded or PostgreSQL, and hands out transactions that a with-block commits."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        # SQLite lets one write at a time, and has the others sleep and try again: in one process they queue here.
+        self._turn: AbstractContextManager[object] = nullcontext()
         if engine.dialect.name == "sqlite":
+            self._turn = threading.Lock()
             self._reading = engine.execution_options(sqlite_begin="DEFERRED")
             self._writing = engine.execution_options(sqlite_begin="IMMEDIATE")
         else:
@@ -39,7 +43,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        with Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with Session(self._writing, expire_on_commit=False) as session, self._turn, session.begin():
             yield session
 
     def check(self) -> None:

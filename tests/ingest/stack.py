@@ -143,8 +143,7 @@ class Stack:
 
     def claim(self) -> ClaimedJob:
         with self.database.write() as session:
-            job = jobs.claim(session, now=self.clock(), lease_s=LEASE_S)
-        assert job is not None
+            (job,) = jobs.claim(session, now=self.clock(), lease_s=LEASE_S)
         return job
 
     def document(self, document: Document) -> Document:

@@ -35,7 +35,7 @@ def enqueue(
 
 def claim(database: Database, now: float) -> ClaimedJob | None:
     with database.write() as session:
-        return jobs.claim(session, now=now, lease_s=LEASE_S)
+        return next(iter(jobs.claim(session, now=now, lease_s=LEASE_S)), None)
 
 
 def claimed(database: Database, now: float) -> ClaimedJob:
@@ -199,7 +199,6 @@ def test_a_claim_does_not_wait_for_another_that_is_not_committed(
 ) -> None:
     first, second = enqueue(database, scope, collection, [0.0, 0.0])
     with database.write() as session:
-        mine = jobs.claim(session, now=1.0, lease_s=LEASE_S)
+        (mine,) = jobs.claim(session, now=1.0, lease_s=LEASE_S)
         theirs = claimed(database, now=1.0)
-        assert mine is not None
         assert (mine.document_id, theirs.document_id) == (first.id, second.id)
