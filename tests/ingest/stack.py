@@ -11,7 +11,7 @@ from ingest import jobs
 from ingest.elements import ElementKind, Parsed, ParseOptions
 from ingest.jobs import ClaimedJob
 from ingest.parse.build import DocumentBuilder, Line
-from ingest.parsed_files import ParsedFiles
+from ingest.parsed_files import ParsedFiles, Parser
 from ingest.pipeline import Pipeline
 from ingest.sealing import Sealer
 from ingest.worker import Worker
@@ -50,7 +50,7 @@ class ParagraphParser:
     async def parse(
         self,
         path: Path,
-        media_type: str,
+        media_type: str,  # noqa: ARG002
         options: ParseOptions,  # noqa: ARG002
     ) -> AsyncGenerator[Parsed]:
         text = path.read_text()
@@ -77,11 +77,15 @@ class Clock:
 class Stack:
     """What a test of ingestion needs, for one tenant."""
 
-    def __init__(self, database: Database, scope: Scope, folder: Path) -> None:
+    def __init__(
+        self, database: Database, scope: Scope, folder: Path, *, parser: Parser | None = None
+    ) -> None:
+        """`parser` takes the place of the parser of paragraphs."""
         self.database = database
         self.scope = scope
         self.blobs = BlobStore(folder)
         self.parser = ParagraphParser()
+        self._parser = parser or self.parser
         self.embedder = FakeEmbedder(max_tokens=16)
         self.clock = Clock()
         self.pipeline = self.pipeline_with(self.embedder)
@@ -98,7 +102,7 @@ class Stack:
 
         default = embedders[0].name
         parsed_files = ParsedFiles(
-            self.database, self.blobs, self.parser, SEALER, ocr_languages="eng", clock=self.clock
+            self.database, self.blobs, self._parser, SEALER, ocr_languages="eng", clock=self.clock
         )
         return Pipeline(
             self.database,

@@ -70,16 +70,13 @@ class PartsParser:
 
 
 @pytest.fixture
-def stack(database: Database, scope: Scope, tmp_path: Path) -> Stack:
-    stack = Stack(database, scope, tmp_path / "blobs")
-    stack.parser = PartsParser(tmp_path)  # type: ignore[assignment]
-    stack.pipeline = stack.pipeline_with(stack.embedder)
-    return stack
+def parser(tmp_path: Path) -> PartsParser:
+    return PartsParser(tmp_path)
 
 
-def parser_of(stack: Stack) -> PartsParser:
-    assert isinstance(stack.parser, PartsParser)
-    return stack.parser
+@pytest.fixture
+def stack(database: Database, scope: Scope, tmp_path: Path, parser: PartsParser) -> Stack:
+    return Stack(database, scope, tmp_path / "blobs", parser=parser)
 
 
 def searchable(stack: Stack) -> set[int]:
@@ -141,36 +138,36 @@ async def test_a_second_try_goes_on_where_the_first_was_lost(stack: Stack) -> No
     assert stack.count(ParsedFile) == 1
 
 
-async def test_a_parse_that_died_in_the_middle_begins_anew(stack: Stack) -> None:
+async def test_a_parse_that_died_in_the_middle_begins_anew(stack: Stack, parser: PartsParser) -> None:
     document = stack.add()
-    parser_of(stack).hold_before = 2
+    parser.hold_before = 2
     lost = asyncio.create_task(stack.pipeline.run(stack.claim()))
-    await parser_of(stack).waits.wait()
+    await parser.waits.wait()
     lost.cancel()
     await asyncio.gather(lost, return_exceptions=True)
     assert stack.count(ParsedPart) >= 1
-    parser_of(stack).hold_before = None
+    parser.hold_before = None
     stack.clock.now += 60
     assert await stack.pipeline.run(stack.claim()) is Outcome.DONE
     assert stack.count(ParsedPart) == len(PARAGRAPHS)
     assert [chunk.text for chunk in stack.chunks(document)] == list(PARAGRAPHS)
 
 
-async def test_two_jobs_do_not_parse_one_long_file_at_once(stack: Stack) -> None:
+async def test_two_jobs_do_not_parse_one_long_file_at_once(stack: Stack, parser: PartsParser) -> None:
     file = stack.upload()
     diaries = new_collection(stack.database, stack.scope, "diaries")
     first, second = stack.attach(file), stack.attach(file, collection=diaries)
-    parser_of(stack).hold_before = 2
+    parser.hold_before = 2
     parsing = asyncio.create_task(stack.pipeline.run(stack.claim()))
-    await parser_of(stack).waits.wait()
+    await parser.waits.wait()
     with pytest.raises(ParsedElsewhere):
         await stack.pipeline.run(stack.claim())
-    parser_of(stack).go_on.set()
+    parser.go_on.set()
     assert await parsing is Outcome.DONE
     stack.clock.now += 60
     assert await stack.pipeline.run(stack.claim()) is Outcome.DONE
     assert {stack.document(each).status for each in (first, second)} == {DocumentStatus.COMPLETED}
-    assert len(parser_of(stack).calls) == 1
+    assert len(parser.calls) == 1
 
 
 async def test_a_slow_document_lets_others_go_first_and_loses_nothing(
@@ -213,7 +210,9 @@ async def test_progress_tells_step_and_place(stack: Stack) -> None:
     assert seen[-1][2] == "characters"
 
 
-async def test_files_inside_a_file_become_documents_that_it_waits_for(stack: Stack) -> None:
+async def test_files_inside_a_file_become_documents_that_it_waits_for(
+    stack: Stack, parser: PartsParser
+) -> None:
     mail = stack.add(f"{PARAGRAPHS[0]}\n\n@letters/one.txt {PARAGRAPHS[1]}\n\n@two.txt {PARAGRAPHS[2]}")
     worker = stack.worker()
     job = stack.claim()
@@ -235,8 +234,8 @@ async def test_files_inside_a_file_become_documents_that_it_waits_for(stack: Sta
     assert {document.status for document in documents} == {DocumentStatus.COMPLETED}
     assert stack.document(mail).status is DocumentStatus.COMPLETED
     assert len(searchable(stack)) == 3
-    assert len(parser_of(stack).calls) == 3
-    assert {options.depth for options in parser_of(stack).calls} == {0, 1}
+    assert len(parser.calls) == 3
+    assert {options.depth for options in parser.calls} == {0, 1}
 
 
 async def test_an_inner_file_of_no_known_type_fails_by_itself(stack: Stack) -> None:
@@ -249,7 +248,9 @@ async def test_an_inner_file_of_no_known_type_fails_by_itself(stack: Stack) -> N
     assert stack.count(Job) == 0
 
 
-async def test_the_same_bytes_again_bring_their_inner_files_without_a_second_parse(stack: Stack) -> None:
+async def test_the_same_bytes_again_bring_their_inner_files_without_a_second_parse(
+    stack: Stack, parser: PartsParser
+) -> None:
     text = f"{PARAGRAPHS[0]}\n\n@one.txt {PARAGRAPHS[1]}"
     worker = stack.worker()
     for _ in range(2):
@@ -263,7 +264,7 @@ async def test_the_same_bytes_again_bring_their_inner_files_without_a_second_par
     assert states == [DocumentStatus.COMPLETED] * 4
     assert len({file.parent_id for file in inner}) == 2
     assert len({file.blob_id for file in inner}) == 1
-    assert len(parser_of(stack).calls) == 2
+    assert len(parser.calls) == 2
 
 
 async def test_a_deleted_file_takes_those_inside_along(stack: Stack) -> None:
@@ -304,13 +305,13 @@ async def test_a_newer_version_takes_the_place_of_the_old_in_one_moment(stack: S
     assert list(stack.blobs.ids()) == [file.blob_id]
 
 
-async def test_the_password_of_a_file_reaches_its_parser_alone(stack: Stack) -> None:
+async def test_the_password_of_a_file_reaches_its_parser_alone(stack: Stack, parser: PartsParser) -> None:
     file = stack.upload()
     with stack.database.write() as session:
         session.get_one(File, file.id).password = SEALER.seal("open sesame", owner=file.id)
     stack.attach(file)
     await stack.pipeline.run(stack.claim())
-    assert [options.password for options in parser_of(stack).calls] == ["open sesame"]
+    assert [options.password for options in parser.calls] == ["open sesame"]
 
 
 async def test_a_document_that_is_taken_away_stops_within_two_seconds(stack: Stack) -> None:
