@@ -49,6 +49,8 @@ ENTRYPOINT ["python3", "-m", "vllm.entrypoints.openai.api_server"]
 
 
 FROM python AS strongroom
+# Reads scans; other languages are packages of the same kind (tesseract-ocr-deu).
+RUN apt-get update && apt-get install -y --no-install-recommends tesseract-ocr tesseract-ocr-eng && rm -rf /var/lib/apt/lists/*
 # A new volume takes its owner and mode from the folder that it is mounted on.
 RUN install -d -o 10001 -g 10001 -m 0700 /data && install -d -m 0755 /models
 COPY --from=strongroom-build /opt/strongroom /opt/strongroom

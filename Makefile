@@ -66,11 +66,14 @@ $(MODELS)/.prepared: .venv/.installed .venv-engine/.installed serving/demo_model
 	$(BIN)/python -m serving.demo_models --models-dir $(MODELS) --engine-python $(ENGINE)
 	@touch $@
 
-# A real PostgreSQL for the tests; where there is no apt, they skip with the reason.
+# A real PostgreSQL for the tests, and the programs that read scans and old Office files (100 MB); where there is no
+# apt, they skip with the reason.
+TEST_PACKAGES := postgresql tesseract-ocr tesseract-ocr-eng libreoffice-writer-nogui libreoffice-impress-nogui
+
 test-packages:
-	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
-		echo "Installing PostgreSQL for the tests"; \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql >/dev/null; \
+	@if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ] && ! dpkg --status $(TEST_PACKAGES) >/dev/null 2>&1; then \
+		echo "Installing $(TEST_PACKAGES) for the tests"; \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(TEST_PACKAGES) >/dev/null; \
 	fi
 
 clean:

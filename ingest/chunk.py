@@ -1,4 +1,4 @@
-"""Cuts a parsed document into the pieces that are embedded and found: sections whole where they fit.
+"""Cuts a part of a parsed document into the pieces that are embedded and found: sections whole where they fit.
 
 A section is never cut for one that is too long beside it, a sentence never before its paragraph, a word never
 before its sentence. Nothing of the document is lost: what is no heading stands in at least one chunk, and a
@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 
-from tokenizers import Tokenizer
-
-from ingest.elements import ElementKind, ParsedDocument
+from ingest.elements import ElementKind, ParsedPart
+from ingest.tokens import TokenCounter, room_positions
 from retrieval.places import Place, under_headings
 
 
@@ -26,6 +25,7 @@ class ChunkDraft:
     start_char: int
     end_char: int
     headings: tuple[str, ...]
+    """And below them, for rows of a table whose header row stands in a chunk before, that row."""
     token_count: int
     """Of `under_headings(headings, text)`, as the model counts, special tokens included."""
     places: tuple[Place, ...]
@@ -33,55 +33,24 @@ class ChunkDraft:
     """True when it holds nothing but rows of tables."""
 
 
-class TokenCounter:
-    """The embedding model's own tokenizer, from the `tokenizers` library's serialised form."""
-
-    def __init__(self, tokenizer_json: str) -> None:
-        self._tokenizer = Tokenizer.from_str(tokenizer_json)
-        # Models ship with both set, and then a text that is cut would seem to fit.
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.special_tokens: int = self._tokenizer.num_special_tokens_to_add(is_pair=False)
-        """Tokens that the model adds to every text."""
-
-    def counts(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, special tokens included, exactly as the model counts."""
-        return [len(encoding) for encoding in self._tokenizer.encode_batch_fast(list(texts))]
-
-    def positions(self, text: str) -> list[int]:
-        """Where tokens begin, ascending: text[a:b] has about as many tokens as positions in [a, b).
-
-        Long tokens and gaps count once more every 16 characters. To a word-piece model a line of a million
-        letters is one unknown word, but a chunk of it would fill the prompt of the model that answers.
-        """
-        starts: list[int] = []
-        windows = list(_windows(text))
-        for group in range(0, len(windows), _WINDOWS_AT_ONCE):
-            some = windows[group : group + _WINDOWS_AT_ONCE]
-            encodings = self._tokenizer.encode_batch(
-                [text[start:end] for start, end in some], add_special_tokens=False
-            )
-            for (window_start, _), encoding in zip(some, encodings, strict=True):
-                starts += [window_start + start for start, _ in encoding.offsets]
-        return _filled(sorted(starts), len(text))
-
-
 def split(
-    document: ParsedDocument, *, count_tokens: TokenCounter, max_tokens: int, overlap_tokens: int
+    part: ParsedPart, *, count_tokens: TokenCounter, max_tokens: int, overlap_tokens: int
 ) -> list[ChunkDraft]:
-    """The chunks of a document, in order, each within `max_tokens` with its heading path and special tokens.
+    """The chunks of a part, in order, each within `max_tokens` with its heading path and special tokens.
 
-    A section that has to be split repeats up to `overlap_tokens` of whole sentences (at most half a chunk).
-    OpenAI's static strategy is this with its own two numbers. `max_tokens` is at least 16.
+    Their offsets are the document's, as the part's are. A section that has to be split repeats up to
+    `overlap_tokens` of whole sentences (at most half a chunk). OpenAI's static strategy is this with its own
+    two numbers. `max_tokens` is at least 16.
     """
     assert max_tokens >= 16
-    splitter = _Splitter(document, count_tokens, max_tokens, overlap_tokens)
+    if not part.text:
+        return []
+    splitter = _Splitter(part, count_tokens, max_tokens, overlap_tokens)
     pieces = splitter.pieces()
-    counts = count_tokens.counts([piece.embedded_text(document.text) for piece in pieces])
     return [
-        _draft(document, fitting, exact_count)
-        for piece, count in zip(pieces, counts, strict=True)
-        for fitting, exact_count in _fitting(document.text, piece, count, count_tokens, max_tokens)
+        _draft(part, fitting, exact_count)
+        for piece, count in zip(pieces, splitter.counts(pieces), strict=True)
+        for fitting, exact_count in _fitting(part.text, piece, count, count_tokens, max_tokens)
     ]
 
 
@@ -99,32 +68,6 @@ def _fitting(
     for half in piece.halves(text):
         (half_count,) = count_tokens.counts([half.embedded_text(text)])
         yield from _fitting(text, half, half_count, count_tokens, max_tokens)
-
-
-_WINDOW_CHARS = 8192
-_WINDOWS_AT_ONCE = 64
-_CHARS_PER_TOKEN_AT_MOST = 16
-
-
-def _windows(text: str) -> Iterator[tuple[int, int]]:
-    """Cuts a text at line ends into parts that the tokenizer takes well; tokens do not cross lines."""
-    start = 0
-    while start < len(text):
-        end = text.find("\n", start + _WINDOW_CHARS, start + 8 * _WINDOW_CHARS)
-        if end < 0:
-            end = text.rfind(" ", start + 1, start + 8 * _WINDOW_CHARS)
-        if end < 0 or len(text) - start <= _WINDOW_CHARS:
-            end = min(len(text), start + 8 * _WINDOW_CHARS)
-        yield start, end
-        start = end
-
-
-def _filled(starts: Sequence[int], end: int) -> list[int]:
-    filled: list[int] = []
-    for start, next_start in pairwise([0, *starts, end]):
-        filled += range(start, next_start, _CHARS_PER_TOKEN_AT_MOST) if next_start > start else [start]
-    # The leading 0 is a sentinel unless a token is there, which has added its own.
-    return filled[1:] if starts and starts[0] == 0 else filled
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +89,8 @@ class _Unit:
     start: int
     end: int
     kind: ElementKind
+    header: str | None = None
+    """The header row of its table, where that does not stand in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,9 +98,14 @@ class _Piece:
     start: int
     end: int
     path: tuple[str, ...]
+    header: str | None = None
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        return self.path if self.header is None else (*self.path, self.header)
 
     def embedded_text(self, text: str) -> str:
-        return under_headings(self.path, text[self.start : self.end])
+        return under_headings(self.headings, text[self.start : self.end])
 
     def halves(self, text: str) -> "Iterator[_Piece]":
         """Two pieces, cut at the space nearest to the middle from the left, or else in the middle of a word."""
@@ -166,25 +116,27 @@ class _Piece:
         for start, end in ((self.start, at), (at, self.end)):
             left, right = _trimmed(text, start, end)
             if left < right:
-                yield _Piece(left, right, self.path)
+                yield _Piece(left, right, self.path, self.header)
 
 
 class _Splitter:
-    """One pass over a document, by the tokens of its whole text."""
+    """One pass over a part, by the tokens of its whole text; offsets in here count from the part's beginning."""
 
     def __init__(
         self,
-        document: ParsedDocument,
+        part: ParsedPart,
         count_tokens: TokenCounter,
         max_tokens: int,
         overlap_tokens: int,
     ) -> None:
-        self._text = document.text
-        self._positions = count_tokens.positions(document.text)
+        self._text = part.text
+        self._count_tokens = count_tokens
+        self._starts = count_tokens.starts(part.text)
+        self._positions = room_positions(self._starts, len(part.text))
         self._room = max_tokens - count_tokens.special_tokens
         self._overlap_tokens = min(overlap_tokens, max_tokens // 2)
-        titles = {document.title} if document.title else set()
-        headings = sorted(titles.union(*(element.headings for element in document.elements)))
+        titles = {part.title} if part.title else set()
+        headings = sorted(titles.union(*{element.headings for element in part.elements}))
         own_counts = count_tokens.counts(headings) if headings else []
         # One more each for the sign between two headings, or the line end after the last.
         self._heading_tokens = {
@@ -192,13 +144,30 @@ class _Splitter:
             for heading, count in zip(headings, own_counts, strict=True)
         }
         self._most_path_tokens = self._room // 3
-        self._document = document
+        self._part = part
         self._pieces: list[_Piece] = []
 
     def pieces(self) -> list[_Piece]:
-        for blocks in _runs_between_furniture(self._document, self._is_path_heading):
+        for blocks in _runs_between_furniture(self._part, self._is_path_heading):
             self._pack(blocks)
         return self._pieces
+
+    def counts(self, pieces: Sequence[_Piece]) -> list[int]:
+        """The tokens of each piece with its headings, exactly; counted again only where they do not add up."""
+        counts = [self._sum(piece) for piece in pieces]
+        unknown = [index for index, count in enumerate(counts) if count is None]
+        texts = [pieces[index].embedded_text(self._text) for index in unknown]
+        again = dict(zip(unknown, self._count_tokens.counts(texts) if texts else [], strict=True))
+        return [again[index] if count is None else count for index, count in enumerate(counts)]
+
+    def _sum(self, piece: _Piece) -> int | None:
+        beside = (self._text[piece.start - 1 : piece.start], self._text[piece.end : piece.end + 1])
+        if not self._count_tokens.adds_up or any(sign not in _PARTS_WORDS for sign in beside):
+            return None
+        own = bisect_left(self._starts, piece.end) - bisect_left(self._starts, piece.start)
+        signs = max(0, len(piece.headings) - 1)
+        path = sum(self._heading_tokens[heading] - 1 for heading in piece.headings)
+        return self._count_tokens.special_tokens + path + signs + own
 
     def _is_path_heading(self, heading: str) -> bool:
         """False for a heading so long that it would crowd out the text below it: it counts as text."""
@@ -258,22 +227,24 @@ class _Splitter:
     def _pack_section(self, blocks: Sequence[_Block], path: tuple[str, ...]) -> None:
         """Packs one section into chunks of about equal size, each beginning in the one before."""
         # A text without headings says what it is about in its title, which its first chunk begins with.
-        title = (self._document.title,) if self._document.title and not path else ()
+        title = (self._part.title,) if self._part.title and not path else ()
         path = self._fitting_path(path or title)
         room = self._room - self._path_tokens(path)
         units = [unit for block in blocks for unit in self._units(block, room)]
         taken, start = 0, units[0].start
         while taken < len(units):
             first = taken
-            share = self._share(start, units[first].start, units[-1].end, room)
+            header = units[first].header
+            room_below = room - (self._heading_tokens[header] if header else 0)
+            share = self._share(start, units[first].start, units[-1].end, room_below)
             taken += 1
-            while taken < len(units) and self._tokens(start, units[taken].end) <= room:
+            while taken < len(units) and self._tokens(start, units[taken].end) <= room_below:
                 added = self._tokens(units[taken - 1].end, units[taken].end)
                 if self._tokens(units[first].start, units[taken - 1].end) + added / 2 > share:
                     break
                 taken += 1
             opens = not self._pieces and bool(title)
-            self._pieces.append(_Piece(start, units[taken - 1].end, () if opens else path))
+            self._pieces.append(_Piece(start, units[taken - 1].end, () if opens else path, header))
             if taken < len(units):
                 start = self._overlap_start(units[first:taken], units[taken], room)
 
@@ -317,11 +288,31 @@ class _Splitter:
             return
         boundary = _LINE_END if block.kind in _UNREPEATED else _SENTENCE_END
         ends = [match.end() for match in boundary.finditer(self._text, block.start, block.end)]
+        header = self._header(block, room) if block.kind is ElementKind.TABLE else None
+        if header is not None:
+            room -= self._heading_tokens[header]
         for start, end in pairwise([block.start, *ends, block.end]):
             for cut_start, cut_end in self._cut(start, end, room):
                 left, right = _trimmed(self._text, cut_start, cut_end)
                 if left < right:
-                    yield _Unit(left, right, block.kind)
+                    yield _Unit(left, right, block.kind, header if start > block.start else None)
+
+    def _header(self, table: _Block, room: int) -> str | None:
+        """The first row of a table that is cut, where it names the columns and the other rows do not."""
+        header, _, rows = self._text[table.start : table.end].partition("\n")
+        header = " ".join(header.split())
+        cells = header.split(" | ")
+        if (
+            len(header) > _MAX_HEADER_CHARS
+            or len(cells) < 2
+            or not all(any(map(str.isalpha, cell)) for cell in cells)
+            or rows.startswith(f"{cells[0]}: ")
+        ):
+            return None
+        if header not in self._heading_tokens:
+            (count,) = self._count_tokens.counts([header])
+            self._heading_tokens[header] = count - self._count_tokens.special_tokens + 1
+        return header if self._heading_tokens[header] <= room // _HEADER_SHARE else None
 
     def _cut(self, start: int, end: int, room: int) -> Iterator[tuple[int, int]]:
         while self._tokens(start, end) > room:
@@ -339,33 +330,39 @@ class _Splitter:
 
 _SMALL_SHARE = 4
 """Sections of less than a quarter of a chunk are joined with a neighbour: a line alone says little."""
+_MAX_HEADER_CHARS = 200
+_HEADER_SHARE = 4
+"""A table's header row takes no more than a quarter of the room for its rows."""
+_PARTS_WORDS = ("", " ", "\n", "\t")
 _UNREPEATED = {ElementKind.TABLE, ElementKind.CODE}
 _LINE_END = re.compile(r"\n")
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’»)\]]*\s+(?=[^\sa-z])|[。！？][”’」』）]*\s*|\n\s*\n\s*")
 
 
 def _runs_between_furniture(
-    document: ParsedDocument, is_path_heading: Callable[[str], bool]
+    part: ParsedPart, is_path_heading: Callable[[str], bool]
 ) -> Iterator[list[_Block]]:
-    """The content of the document as blocks, in runs that no page header or footer interrupts.
+    """The content of the part as blocks, in runs that no page header or footer interrupts.
 
     A heading with nothing below it is content: in no chunk's path, it would not be found.
     """
     run: list[_Block] = []
     opening: list[tuple[int, int]] = []
-    below = _content_paths_below(document)
-    for element, next_path in zip(document.elements, below, strict=True):
+    below = _content_paths_below(part)
+    for element, next_path in zip(part.elements, below, strict=True):
         if element.kind.is_furniture:
             if run:
                 yield run
             run, opening = [], []
             continue
-        start, end = _trimmed(document.text, element.start_char, element.end_char)
+        start, end = _trimmed(
+            part.text, element.start_char - part.start_char, element.end_char - part.start_char
+        )
         if start >= end:
             continue
         path = tuple(filter(is_path_heading, element.headings))
         if element.kind is ElementKind.HEADING:
-            heading = " ".join(document.text[start:end].split())
+            heading = " ".join(part.text[start:end].split())
             if is_path_heading(heading) and next_path[: len(element.headings) + 1] == (
                 *element.headings,
                 heading,
@@ -384,11 +381,11 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
 
 
-def _content_paths_below(document: ParsedDocument) -> list[tuple[str, ...]]:
+def _content_paths_below(part: ParsedPart) -> list[tuple[str, ...]]:
     """For each element, the heading path of the next content after it."""
     paths: list[tuple[str, ...]] = []
     following: tuple[str, ...] = ()
-    for element in reversed(document.elements):
+    for element in reversed(part.elements):
         paths.append(following)
         if element.kind.is_furniture:
             # Its own path says nothing: it may stand at the text's end.
@@ -406,25 +403,26 @@ def _common_path(blocks: Sequence[_Block]) -> tuple[str, ...]:
     return path
 
 
-def _draft(document: ParsedDocument, piece: _Piece, token_count: int) -> ChunkDraft:
-    first = bisect_left(document.elements, piece.start + 1, key=lambda element: element.end_char)
+def _draft(part: ParsedPart, piece: _Piece, token_count: int) -> ChunkDraft:
+    start_char, end_char = part.start_char + piece.start, part.start_char + piece.end
+    first = bisect_left(part.elements, start_char + 1, key=lambda element: element.end_char)
     places: list[Place] = []
     kinds: set[ElementKind] = set()
-    for index in range(first, len(document.elements)):
-        element = document.elements[index]
-        if element.start_char >= piece.end:
+    for index in range(first, len(part.elements)):
+        element = part.elements[index]
+        if element.start_char >= end_char:
             break
         kinds.add(element.kind)
         places += [
-            Place(max(place.start_char, piece.start), min(place.end_char, piece.end), place.page, place.box)
+            Place(max(place.start_char, start_char), min(place.end_char, end_char), place.page, place.box)
             for place in element.places
-            if place.start_char < piece.end and piece.start < place.end_char
+            if place.start_char < end_char and start_char < place.end_char
         ]
     return ChunkDraft(
-        text=document.text[piece.start : piece.end],
-        start_char=piece.start,
-        end_char=piece.end,
-        headings=piece.path,
+        text=part.text[piece.start : piece.end],
+        start_char=start_char,
+        end_char=end_char,
+        headings=piece.headings,
         token_count=token_count,
         places=tuple(places),
         is_table=kinds == {ElementKind.TABLE},

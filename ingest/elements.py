@@ -5,7 +5,7 @@ Errors:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
@@ -130,14 +130,22 @@ class Attachment:
     """Where it was put for now; gone once the next part or attachment is asked for."""
 
 
-Parsed = ParsedPart | Attachment
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a parser is in a document that has pages; a page by OCR takes seconds, a part many pages."""
+
+    pages_done: int
+    page_count: int | None = None
+
+
+Parsed = ParsedPart | Attachment | Progress
 
 
 @dataclass(frozen=True, slots=True)
 class ParseOptions:
     """What a parser is told beside the file."""
 
-    password: str | None = None
+    password: str | None = field(default=None, repr=False)
     ocr_languages: str = "eng"
     """Tesseract's names, joined by +."""
     depth: int = 0

@@ -9,10 +9,7 @@ from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from retrieval.chunks import discard_staged
-from retrieval.tables import Collection, Document, DocumentStatus, Job, JobState
-
-NEVER = 1e15
-"""When a job is due that has failed for good, but has to be seen."""
+from retrieval.tables import NEVER, Collection, Document, DocumentStatus, Job, JobState
 
 
 class LeaseLost(Exception):

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import func, select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from ingest import jobs
-from ingest.chunk import ChunkDraft, TokenCounter, split
+from ingest.chunk import ChunkDraft, split
 from ingest.elements import ParsedPart
 from ingest.jobs import ClaimedJob, LeaseLost, Progress
 from ingest.parsed_files import UNKNOWN_TYPE, Arrivals, FileToParse, ParsedFiles, depth_of, inner_files
+from ingest.tokens import TokenCounter
 from retrieval.blobs import BlobStore
 from retrieval.catalog import attach_file, delete_file, lock_tenant
 from retrieval.chunks import log_chunks
@@ -63,7 +64,8 @@ class Outcome(Enum):
     DONE = auto()
     PAUSED = auto()
     """Others wait; what is done is kept."""
-    AWAITS_INNER_FILES = auto()
+    AWAITS_OTHERS = auto()
+    """All is done but what waits for the files inside, or for the generation that answers."""
 
 
 @dataclass(frozen=True)
@@ -178,9 +180,9 @@ class Pipeline:
         arrivals, number = work.arrivals, job.next_part
         started = time.monotonic()
         while await arrivals.has(number):
-            part: ParsedPart = arrivals.only_part or await in_thread(
-                self._parsed_files.part, work.file, number
-            )
+            part = arrivals.only_part
+            if part is None:
+                part = await in_thread(self._parsed_files.part, work.file, number)
             if arrivals.is_whole and progress.step != "embedding":
                 progress.step, progress.since, progress.done = "embedding", self._clock(), part.start_char
                 progress.total, progress.unit = None, "characters"
@@ -245,7 +247,7 @@ class Pipeline:
         rows = _rows(job, work, window)
         with self._database.write() as session:
             document = _lock(session, job, work, model)
-            _stage(session, job, document, rows)
+            _stage(session, job, document, window, rows)
             session.execute(update(Job).where(Job.id == job.job_id).values(next_part=window.number + 1))
 
     async def _finish(
@@ -266,9 +268,14 @@ class Pipeline:
             if work.replaces_id is not None:
                 lock_tenant(session, job.tenant_id)
             document = _lock(session, job, work, model)
-            _stage(session, job, document, rows)
-            if _inner_files_in_progress(session, document):
-                return Outcome.AWAITS_INNER_FILES, ()
+            if window is not None:
+                _stage(session, job, document, window, rows)
+            if _inner_files_in_progress(session, document) or _answers_later(session, job):
+                if window is not None:
+                    session.execute(
+                        update(Job).where(Job.id == job.job_id).values(next_part=window.number + 1)
+                    )
+                return Outcome.AWAITS_OTHERS, ()
             log_chunks(session, document, job.generation, LogOp.ADD)
             jobs.finish(session, job)
             if not job.is_background:
@@ -307,7 +314,6 @@ class Pipeline:
                     now=now,
                     parent_id=outer.id,
                 )
-                document.batch_id = outer.batch_id
                 if file.media_type == UNKNOWN_TYPE:
                     _refuse(session, document)
 
@@ -349,41 +355,43 @@ def _lock(session: Session, job: ClaimedJob, work: _Work, model: EmbeddingModel)
     return document
 
 
-def _rows(job: ClaimedJob, work: _Work, window: _Window) -> list[Chunk]:
+def _rows(job: ClaimedJob, work: _Work, window: _Window) -> list[dict[str, Any]]:
     """Made before a transaction begins: while one writes, others wait. Positions count from 0."""
     return [
-        Chunk(
-            tenant_id=job.tenant_id,
-            collection_id=work.collection_id,
-            document_id=job.document_id,
-            generation=job.generation,
-            position=position,
-            text=draft.text,
-            start_char=draft.start_char,
-            end_char=draft.end_char,
-            headings=list(draft.headings),
-            token_count=draft.token_count,
-            is_table=draft.is_table,
-            similarity_hash=similarity_hash(draft.text),
-            places=places_to_rows(draft.places),
-            embedding=embedding.astype(np.float16).tobytes(),
-        )
+        {
+            "tenant_id": job.tenant_id,
+            "collection_id": work.collection_id,
+            "document_id": job.document_id,
+            "generation": job.generation,
+            "position": position,
+            "text": draft.text,
+            "start_char": draft.start_char,
+            "end_char": draft.end_char,
+            "headings": list(draft.headings),
+            "token_count": draft.token_count,
+            "is_table": draft.is_table,
+            "similarity_hash": similarity_hash(draft.text),
+            "places": places_to_rows(draft.places),
+            "embedding": embedding.astype(np.float16).tobytes(),
+        }
         for position, (draft, embedding) in enumerate(zip(window.drafts, window.embeddings, strict=True))
     ]
 
 
-def _stage(session: Session, job: ClaimedJob, document: Document, rows: Sequence[Chunk]) -> None:
+def _stage(
+    session: Session, job: ClaimedJob, document: Document, window: _Window, rows: list[dict[str, Any]]
+) -> None:
     """Adds a part's chunks behind those that are there."""
     if not rows:
         return
-    of_job = (Chunk.document_id == document.id, Chunk.generation == job.generation)
-    last = session.scalar(select(func.max(Chunk.position)).where(*of_job))
-    for row in rows:
-        row.position += 0 if last is None else last + 1
-    session.add_all(rows)
-    session.flush()
+    if window.number > 0:
+        of_job = (Chunk.document_id == document.id, Chunk.generation == job.generation)
+        last = session.scalar(select(func.max(Chunk.position)).where(*of_job))
+        for row in rows:
+            row["position"] += 0 if last is None else last + 1
+    session.execute(insert(Chunk), rows)
     if not job.is_background:
-        document.usage_bytes += sum(len(row.text.encode()) + len(row.embedding) for row in rows)
+        document.usage_bytes += sum(len(row["text"].encode()) + len(row["embedding"]) for row in rows)
 
 
 def _inner_files_in_progress(session: Session, document: Document) -> bool:
@@ -391,6 +399,17 @@ def _inner_files_in_progress(session: Session, document: Document) -> bool:
         Document.parent_id == document.id, Document.status == DocumentStatus.IN_PROGRESS
     )
     return session.scalar(waited_for.limit(1)) is not None
+
+
+def _answers_later(session: Session, job: ClaimedJob) -> bool:
+    """Whether the document is still on its way into the generation that answers.
+
+    Were it complete in another one first, a switch to that would find no job that could complete the document.
+    """
+    if not job.is_background:
+        return False
+    others = select(Job.id).where(Job.document_id == job.document_id, Job.is_background.is_(False))
+    return session.scalar(others.limit(1)) is not None
 
 
 def _refuse(session: Session, document: Document) -> None:

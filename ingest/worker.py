@@ -138,7 +138,8 @@ class Worker:
         while True:
             await self._fill()
             if not self._running:
-                await in_thread(tend, self._database, now=self._clock())
+                if await in_thread(tend, self._database, now=self._clock()):
+                    continue
                 return
             await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
 

@@ -1,4 +1,4 @@
-"""Reads office files, web pages, mail and e-books with unstructured; the only module that imports it.
+"""Reads office files and web pages with unstructured; the only module that imports it.
 
 unstructured tags every sentence with a spaCy model, which it downloads when missing, to guess from the
 grammar which line is a title. That guess is not wanted here: headings come from the document's own styles and
@@ -7,29 +7,28 @@ UNSTRUCTURED_TITLE_MAX_WORD_LENGTH=0 to stop the guessing. Usage
 notices and telemetry are off by the environment too.
 """
 
-import email
-import email.policy
-import email.utils
-from collections.abc import Iterable, Sequence
-from email.message import MIMEPart
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import oxmsg
+import docx
+import lxml.html
 import spacy
+from lxml.etree import ParserError
 from unstructured.common.html_table import HtmlTable
 from unstructured.nlp import tokenize
 from unstructured.partition.docx import partition_docx
-from unstructured.partition.epub import partition_epub
 from unstructured.partition.html import partition_html
 from unstructured.partition.md import partition_md
-from unstructured.partition.odt import partition_odt
 from unstructured.partition.pptx import partition_pptx
 
-from ingest.elements import ElementKind, ParsedDocument, ParseFailed, ParseFailure
-from ingest.parse.archives import check_archive
-from ingest.parse.build import DocumentBuilder, Line, clean, paragraphs, text_lines
-from ingest.parse.plain import decode, read_text
+from ingest.elements import ElementKind, Parsed, ParseOptions
+from ingest.parse.build import DocumentBuilder, Line, clean, text_lines
+from ingest.parse.converted import office_converted, pandoc_html
+from ingest.parse.decoding import read_text
+from ingest.parse.packages import opened_ole, opened_package
 
 
 def prepare(folder: Path) -> None:
@@ -40,42 +39,78 @@ def prepare(folder: Path) -> None:
     tokenize._SPACY_MODEL_NAME = str(folder / "sentences")  # noqa: SLF001 - it has no setting for this
 
 
-def parse_docx(path: Path) -> ParsedDocument:
+def parse_docx(path: Path, options: ParseOptions) -> Iterator[Parsed]:
     """A Word document; pages are those that Word noted at its last save. Raises ParseFailed."""
-    check_archive(path)
-    return _built(partition_docx(str(path), include_page_breaks=False, **_NO_DETECTION))
+    with opened_package(path, options.password) as package:
+        yield from _parsed_docx(package)
 
 
-def parse_odt(path: Path) -> ParsedDocument:
-    """An OpenDocument text. Raises ParseFailed."""
-    check_archive(path)
-    return _built(partition_odt(str(path), include_page_breaks=False, **_NO_DETECTION))
+def parse_doc(path: Path, options: ParseOptions) -> Iterator[Parsed]:
+    """A Word 97-2003 document. Raises ParseFailed."""
+    with opened_ole(path, options.password) as opened, office_converted(opened, "doc", "docx") as converted:
+        yield from _parsed_docx(converted)
 
 
-def parse_epub(path: Path) -> ParsedDocument:
-    """An e-book. Raises ParseFailed."""
-    check_archive(path)
-    return _built(partition_epub(str(path), **_NO_DETECTION))
-
-
-def parse_pptx(path: Path) -> ParsedDocument:
+def parse_pptx(path: Path, options: ParseOptions) -> Iterator[Parsed]:
     """Slides as pages, with their notes. Raises ParseFailed."""
-    check_archive(path)
-    found = partition_pptx(str(path), include_page_breaks=False, include_slide_notes=True, **_NO_DETECTION)
-    return _built(found, slides=True)
+    with opened_package(path, options.password) as package:
+        yield from _parsed_pptx(package)
 
 
-def parse_html(path: Path) -> ParsedDocument:
+def parse_ppt(path: Path, options: ParseOptions) -> Iterator[Parsed]:
+    """A PowerPoint 97-2003 presentation. Raises ParseFailed."""
+    with opened_ole(path, options.password) as opened, office_converted(opened, "ppt", "pptx") as converted:
+        yield from _parsed_pptx(converted)
+
+
+def parse_odp(path: Path, options: ParseOptions) -> Iterator[Parsed]:
+    """An OpenDocument presentation. Raises ParseFailed."""
+    with (
+        opened_package(path, options.password) as package,
+        office_converted(package, "odp", "pptx") as converted,
+    ):
+        yield from _parsed_pptx(converted)
+
+
+def parse_odt(path: Path, options: ParseOptions) -> Iterator[Parsed]:
+    """An OpenDocument text. Raises ParseFailed."""
+    with opened_package(path, options.password) as package:
+        html = pandoc_html(package, "odt", is_text=False)
+    yield from _parsed_html(html)
+
+
+def parse_rtf(path: Path, _: ParseOptions) -> Iterator[Parsed]:
+    """An RTF document. Raises ParseFailed."""
+    yield from _parsed_html(pandoc_html(path, "rtf", is_text=False))
+
+
+def parse_markup(path: Path, _: ParseOptions, *, format_name: str) -> Iterator[Parsed]:
+    """A text in a light markup language, by pandoc's name of it, as it is rendered. Raises ParseFailed."""
+    yield from _parsed_html(pandoc_html(path, format_name, is_text=True))
+
+
+def parse_html(path: Path, _: ParseOptions) -> Iterator[Parsed]:
     """A web page as a browser shows its text. Raises ParseFailed (empty)."""
-    builder = DocumentBuilder()
-    _add_blocks(builder, _html_blocks(read_text(path)))
-    return builder.build()
+    yield from _parsed_html(read_text(path))
 
 
-def parse_markdown(path: Path) -> ParsedDocument:
+def parse_markdown(path: Path, _: ParseOptions) -> Iterator[Parsed]:
     """Markdown as it is rendered; front matter stays as it is written. Raises ParseFailed (empty)."""
-    text = clean(read_text(path))
     builder = DocumentBuilder()
+    add_markdown(builder, read_text(path))
+    yield from builder.finish()
+
+
+def add_html(builder: DocumentBuilder, html: str, *, outer_level: int = 0) -> None:
+    """Adds the blocks of a page; its outermost headings are of `outer_level`."""
+    visible = _visible(html)
+    if visible.strip():
+        _add_blocks(builder, partition_html(text=visible, **_NO_DETECTION), outer_level=outer_level)
+
+
+def add_markdown(builder: DocumentBuilder, markdown: str) -> None:
+    """Adds the blocks of a text in markdown."""
+    text = clean(markdown)
     if text.startswith("---\n"):
         front, separator, rest = text[4:].partition("\n---\n")
         if separator:
@@ -84,89 +119,72 @@ def parse_markdown(path: Path) -> ParsedDocument:
     # Without text partition_md asks for a file instead.
     if text.strip():
         _add_blocks(builder, partition_md(text=text, **_NO_DETECTION))
-    return builder.build()
-
-
-def parse_eml(path: Path) -> ParsedDocument:
-    """A mail: the subject as heading, who wrote to whom and when, the body. Raises ParseFailed."""
-    with path.open("rb") as file:
-        message = email.message_from_binary_file(file, policy=email.policy.default)
-    if message.get_content_type() in _ENCRYPTED_MAIL:
-        raise ParseFailed(
-            ParseFailure.ENCRYPTED,
-            "This message is encrypted. Decrypt it in your mail program and save it again.",
-        )
-    builder = DocumentBuilder()
-    headers = [(name, str(message[name])) for name in _MAIL_HEADERS if message[name]]
-    attachments = [part.get_filename() or "unnamed" for part in message.iter_attachments()]
-    _add_mail_headers(builder, str(message["Subject"] or ""), headers, attachments)
-    body = message.get_body(("html", "plain"))
-    if body is not None:
-        is_html = body.get_content_type() == "text/html"
-        _add_mail_body(builder, _part_text(body), is_html=is_html)
-    return builder.build()
-
-
-def parse_msg(path: Path) -> ParsedDocument:
-    """An Outlook message, shown like any other mail. Raises ParseFailed."""
-    message = oxmsg.Message.load(str(path))
-    if "encrypted" in message.message_headers.get("Content-Type", ""):
-        raise ParseFailed(
-            ParseFailure.ENCRYPTED, "This message is encrypted. Decrypt it in Outlook and save it again."
-        )
-    recipients = ", ".join(
-        email.utils.formataddr((person.name, person.email_address)) for person in message.recipients
-    )
-    sent = message.sent_date.strftime("%a, %d %b %Y %H:%M:%S %z").strip() if message.sent_date else ""
-    headers = [("From", message.sender or ""), ("To", recipients), ("Date", sent)]
-    builder = DocumentBuilder()
-    attachments = [attachment.file_name or "unnamed" for attachment in message.attachments]
-    _add_mail_headers(builder, message.subject or "", headers, attachments)
-    _add_mail_body(builder, message.html_body or message.body or "", is_html=bool(message.html_body))
-    return builder.build()
 
 
 _NO_DETECTION: dict[str, Any] = {"languages": [""]}
 """Language detection is slow and its answer is not used."""
-_MAIL_HEADERS = ("From", "To", "Cc", "Date")
-_ENCRYPTED_MAIL = {"multipart/encrypted", "application/pkcs7-mime", "application/x-pkcs7-mime"}
 
 
-def _built(found: Sequence[Any], *, slides: bool = False) -> ParsedDocument:
+def _parsed_docx(path: Path) -> Iterator[Parsed]:
+    with tempfile.TemporaryDirectory() as folder:
+        named = _with_heading_names(path, Path(folder) / "named.docx")
+        yield from _parsed_blocks(partition_docx(str(named), include_page_breaks=False, **_NO_DETECTION))
+
+
+def _with_heading_names(path: Path, target: Path) -> Path:
+    """The document with styles of an outline level called as in English, as unstructured knows headings."""
+    document = docx.Document(str(path))
+    renamed = False
+    for style in document.styles:
+        levels = style.element.xpath("./w:pPr/w:outlineLvl/@w:val")
+        if levels and levels[0] in _OUTLINE_LEVELS and not str(style.name).startswith(("Heading", "Title")):
+            style.name = f"Heading {int(levels[0]) + 1}"
+            renamed = True
+    if not renamed:
+        return path
+    document.save(str(target))
+    return target
+
+
+_OUTLINE_LEVELS = {str(level) for level in range(9)}
+
+
+def _parsed_pptx(path: Path) -> Iterator[Parsed]:
+    found = partition_pptx(str(path), include_page_breaks=False, include_slide_notes=True, **_NO_DETECTION)
+    yield from _parsed_blocks(found, slides=True)
+
+
+def _parsed_html(html: str) -> Iterator[Parsed]:
+    builder = DocumentBuilder()
+    add_html(builder, html)
+    yield from builder.finish()
+
+
+def _parsed_blocks(found: Sequence[Any], *, slides: bool = False) -> Iterator[Parsed]:
     builder = DocumentBuilder()
     _add_blocks(builder, found, slides=slides)
     last_page = max((block.metadata.page_number or 0 for block in found), default=0)
-    return builder.build(page_count=last_page or None)
+    yield from builder.finish(page_count=last_page or None)
 
 
-def _html_blocks(html: str) -> Sequence[Any]:
-    return partition_html(text=html, **_NO_DETECTION) if html.strip() else []
-
-
-def _add_mail_headers(
-    builder: DocumentBuilder, subject: str, headers: Iterable[tuple[str, str]], attachments: Sequence[str]
-) -> None:
-    builder.add_heading([Line(subject)], level=0)
-    named = [*headers, ("Attachments", ", ".join(attachments))]
-    builder.add(ElementKind.TEXT, [Line(f"{name}: {value}") for name, value in named if value])
-
-
-def _add_mail_body(builder: DocumentBuilder, body: str, *, is_html: bool) -> None:
-    if is_html:
-        _add_blocks(builder, _html_blocks(body), outer_level=1)
-        return
-    for block in paragraphs(body):
-        builder.add(ElementKind.TEXT, text_lines(block))
-
-
-def _part_text(part: MIMEPart) -> str:
+def _visible(html: str) -> str:
+    """The page without what a browser does not show: a way to hide instructions from the person who reads it."""
+    if not _MAY_HIDE.search(html):
+        return html
     try:
-        return str(part.get_content())
-    except LookupError:
-        # An unknown charset is named; the bytes are text all the same.
-        return decode(bytes(part.get_payload(decode=True)))
+        # As bytes, since a declared encoding is no longer true of decoded text.
+        page = lxml.html.document_fromstring(html.encode(), parser=lxml.html.HTMLParser(encoding="utf-8"))
+    except ParserError:
+        # There is not one tag or letter in it.
+        return ""
+    for element in page.xpath("//*[@hidden or @style]"):
+        if element.get("hidden") is not None or _HIDING_STYLE.search(element.get("style", "")):
+            element.drop_tree()
+    return str(lxml.html.tostring(page, encoding="unicode"))
 
 
+_HIDING_STYLE = re.compile(r"(display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
+_MAY_HIDE = re.compile(r"<[^>]*\shidden\b|" + _HIDING_STYLE.pattern, re.IGNORECASE)
 _KINDS = {
     "ListItem": ElementKind.LIST_ITEM,
     "CodeSnippet": ElementKind.CODE,

@@ -9,54 +9,123 @@ unstructured is not asked for these: it sends cells through pandas, which turns 
 import csv
 import datetime as dt
 import io
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import TextIO, TypeAlias
 
 import openpyxl
+import python_calamine
 
-from ingest.elements import ElementKind, ParsedDocument, ParseFailed, ParseFailure
-from ingest.parse.archives import check_archive
-from ingest.parse.build import DocumentBuilder, Line, check_length, clean
-from ingest.parse.plain import read_text
+from ingest.elements import ElementKind, Parsed, ParseFailed, ParseFailure, ParseOptions
+from ingest.parse.archives import InflationMeter, damaged
+from ingest.parse.build import DocumentBuilder, Line, clean
+from ingest.parse.decoding import open_text
+from ingest.parse.packages import encrypted, opened_ole, opened_package
 
 Row: TypeAlias = Sequence[str]
 
 
-def parse_delimited(path: Path, *, delimiter: str | None = None) -> ParsedDocument:
-    """CSV in any common encoding; the delimiter is found where none is given. Raises ParseFailed."""
-    text = read_text(path)
-    # The csv module refuses cells above 128 KiB; what is in memory already may as well be read.
-    csv.field_size_limit(max(len(text), 1))
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or _delimiter(text))
+def parse_delimited(path: Path, _: ParseOptions, *, delimiter: str | None = None) -> Iterator[Parsed]:
+    """CSV in any common encoding, row by row; the delimiter is found where none is given. Raises ParseFailed."""
+    csv.field_size_limit(_MAX_CELL_CHARS)
     builder = DocumentBuilder()
-    try:
-        _add_tables(builder, rows, page=None)
-    except csv.Error as error:
-        raise ParseFailed(
-            ParseFailure.CORRUPT,
-            f"This is not a readable CSV file ({error}). Export it again in UTF-8.",
-        ) from error
-    return builder.build()
+    with open_text(path, newline="") as text:
+        sample = text.read(_SAMPLE_CHARS)
+        if sample.startswith("sep=") and sample[5:6] in {"\r", "\n"}:
+            # Excel's own way to say it.
+            delimiter, sample = sample[4], sample[5:].lstrip("\r\n")
+        lines = _lines(sample, text)
+        try:
+            yield from _tables(
+                builder, csv.reader(lines, delimiter=delimiter or _delimiter(sample)), page=None
+            )
+        except csv.Error as error:
+            raise ParseFailed(
+                ParseFailure.CORRUPT,
+                f"This is not a readable CSV file ({error}). Export it again in UTF-8.",
+            ) from error
+    yield from builder.finish()
 
 
-def parse_workbook(path: Path) -> ParsedDocument:
+def parse_xlsx(path: Path, options: ParseOptions) -> Iterator[Parsed]:
     """The visible sheets of an Excel workbook, with the values last computed. Raises ParseFailed."""
-    check_archive(path)
     builder = DocumentBuilder()
-    # By its bytes: of a path openpyxl wants the right ending, which blobs do not have.
-    with path.open("rb") as file:
+    # By its bytes: of a path openpyxl wants the right ending, which stored files do not have.
+    with opened_package(path, options.password) as package, package.open("rb") as file:
+        meter = InflationMeter(package.stat().st_size)
         workbook = openpyxl.load_workbook(file, read_only=True, data_only=True, keep_links=False)
         for number, sheet in enumerate(workbook.worksheets, start=1):
             if sheet.sheet_state != "visible":
                 continue
             # A file may claim a million columns that it does not have.
             sheet.reset_dimensions()
-            builder.close_headings()
-            builder.add_heading([Line(sheet.title, number)], level=0)
             rows = ([_shown(cell.value, cell.number_format) for cell in row] for row in sheet.iter_rows())
-            _add_tables(builder, rows, page=number)
-    return builder.build(page_count=len(workbook.worksheets))
+            yield from _sheet(builder, sheet.title, number, _metered(rows, meter))
+        yield from builder.finish(page_count=len(workbook.worksheets))
+
+
+def parse_xls(path: Path, options: ParseOptions) -> Iterator[Parsed]:
+    """The visible sheets of an Excel 97-2003 workbook. Raises ParseFailed."""
+    with opened_ole(path, options.password) as opened:
+        yield from _calamine_sheets(opened)
+
+
+def parse_ods(path: Path, options: ParseOptions) -> Iterator[Parsed]:
+    """The visible sheets of an OpenDocument spreadsheet. Raises ParseFailed."""
+    with opened_package(path, options.password) as package:
+        yield from _calamine_sheets(package)
+
+
+def _calamine_sheets(path: Path) -> Iterator[Parsed]:
+    try:
+        workbook = python_calamine.CalamineWorkbook.from_path(str(path))
+    except python_calamine.PasswordError as error:
+        raise encrypted(None) from error
+    except python_calamine.CalamineError as error:
+        raise damaged() from error
+    builder = DocumentBuilder()
+    meter = InflationMeter(path.stat().st_size)
+    for number, sheet in enumerate(workbook.sheets_metadata, start=1):
+        if sheet.visible is python_calamine.SheetVisibleEnum.Visible:
+            cells = workbook.get_sheet_by_name(sheet.name)
+            rows = ([_shown(value, "General") for value in row] for row in cells.iter_rows())
+            yield from _sheet(builder, sheet.name, number, _metered(rows, meter))
+    yield from builder.finish(page_count=len(workbook.sheets_metadata))
+
+
+def _metered(rows: Iterable[Row], meter: InflationMeter) -> Iterator[Row]:
+    """A workbook stores a text once and may show it in a million cells."""
+    for row in rows:
+        meter.add(sum(map(len, row)))
+        yield row
+
+
+def _sheet(builder: DocumentBuilder, title: str, number: int, rows: Iterable[Row]) -> Iterator[Parsed]:
+    builder.close_headings()
+    builder.add_heading([Line(title, number)], level=0)
+    yield from _tables(builder, rows, page=number)
+
+
+_SAMPLE_CHARS = 1 << 16
+_MAX_CELL_CHARS = 16 << 20
+
+
+def _lines(sample: str, text: TextIO) -> Iterator[str]:
+    """The lines of what was read already, the last one with its rest, and then those that follow."""
+    if sample.endswith("\r"):
+        sample += text.read(1)
+    lines = list(io.StringIO(sample, newline=""))
+    if lines and not lines[-1].endswith(("\n", "\r")):
+        lines[-1] += text.readline(_MAX_CELL_CHARS)
+    yield from lines
+    while line := text.readline(_MAX_CELL_CHARS):
+        if len(line) == _MAX_CELL_CHARS:
+            raise ParseFailed(
+                ParseFailure.TOO_LARGE,
+                f"A line of this table has more than {_MAX_CELL_CHARS:,} characters. Export it again in lines.",
+            )
+        yield line
 
 
 def _delimiter(text: str) -> str:
@@ -71,44 +140,41 @@ def _delimiter(text: str) -> str:
     return max(",;\t|", key=evenness)
 
 
-def _add_tables(builder: DocumentBuilder, rows: Iterable[Row], *, page: int | None) -> None:
-    """Adds each run of rows between empty rows as a table, and lone cells above one as text."""
-    for table in _runs(rows):
-        is_list = max(map(len, table)) == 1
-        lines: list[Line] = []
-        header: Row | None = None
-        for position, row in enumerate(table):
-            filled = [cell for cell in row if cell]
-            if header is None and not lines and len(filled) == 1 and not is_list:
-                builder.add(ElementKind.TEXT, [Line(filled[0], page)])
-            elif header is None and position < _HEADER_WITHIN_ROWS and not lines and _is_header(row):
-                header = row
-                lines.append(Line(" | ".join(filled), page))
-            else:
-                lines.append(Line(_row_text(row, header), page))
+def _tables(builder: DocumentBuilder, rows: Iterable[Row], *, page: int | None) -> Iterator[Parsed]:
+    """Adds each run of rows between empty rows as a table, and lone cells above one as text.
+
+    A long table is added in several blocks: its rows say what their cells are.
+    """
+    for is_table, run in itertools.groupby(map(_tidied, rows), key=bool):
+        if not is_table:
+            continue
+        beginning = list(itertools.islice(run, _HEADER_WITHIN_ROWS))
+        if any(len(row) > 1 for row in beginning):
+            while sum(map(bool, beginning[0])) == 1:
+                builder.add(ElementKind.TEXT, [Line(" ".join(filter(None, beginning.pop(0))), page)])
+        header = beginning.pop(0) if _is_header(beginning[0]) else None
+        lines = [Line(" | ".join(header), page)] if header else []
+        characters = 0
+        for row in itertools.chain(beginning, run):
+            lines.append(Line(_row_text(row, header), page))
+            characters += len(lines[-1].text)
+            if characters > _BLOCK_CHARS:
+                builder.add(ElementKind.TABLE, lines)
+                yield from builder.ready()
+                lines, characters = [], 0
         builder.add(ElementKind.TABLE, lines)
+        yield from builder.ready()
 
 
 _HEADER_WITHIN_ROWS = 5
+_BLOCK_CHARS = 50_000
 
 
-def _runs(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    run: list[Row] = []
-    characters = 0
-    for row in rows:
-        cells = [" ".join(clean(cell).split()) for cell in row]
-        # A workbook stores a text once and may show it in a million cells.
-        characters += sum(map(len, cells))
-        check_length(characters)
-        while cells and not cells[-1]:
-            cells.pop()
-        if cells:
-            run.append(cells)
-        elif run:
-            yield run
-            run = []
-    if run:
-        yield run
+def _tidied(row: Row) -> Row:
+    cells = [" ".join(clean(cell).split()) for cell in row]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
 
 
 def _is_header(row: Row) -> bool:

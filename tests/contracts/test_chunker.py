@@ -8,10 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from ingest.chunk import ChunkDraft, TokenCounter, split
-from ingest.elements import ElementKind, ParsedDocument, ParseFailed
+from ingest.chunk import ChunkDraft, split
+from ingest.elements import ElementKind, ParsedPart
 from ingest.parse.build import DocumentBuilder, Line
+from ingest.tokens import TokenCounter
 from retrieval.places import Box, Place, under_headings
+from tests.parts import joined
 
 MINILM = Path(__file__).parents[2] / "data" / "models" / "all-MiniLM-L6-v2" / "tokenizer.json"
 
@@ -73,15 +75,16 @@ KINDS = st.sampled_from([kind for kind in ElementKind if kind is not ElementKind
 
 
 @st.composite
-def documents(draw: st.DrawFn) -> ParsedDocument:
-    builder = DocumentBuilder()
+def documents(draw: st.DrawFn) -> list[ParsedPart]:
+    """A document in one part or in several."""
+    builder = DocumentBuilder(part_chars=draw(st.sampled_from([300, 1_000_000])))
     builder.add(ElementKind.TEXT, [Line("Begin.", 1)])
     for page in range(1, draw(st.integers(1, 25))):
         if draw(st.integers(0, 2)):
             builder.add(draw(KINDS), [Line(text, page, Box(0, 0, 9, page)) for text in draw(LINES)])
         else:
             builder.add_heading([Line(draw(HEADINGS), page)], level=draw(st.integers(0, 3)))
-    return builder.build(page_count=99)
+    return list(builder.finish(page_count=99))
 
 
 @pytest.mark.parametrize(("max_tokens", "overlap_tokens"), [(16, 8), (64, 0), (100, 50), (256, 32)])
@@ -90,21 +93,32 @@ def documents(draw: st.DrawFn) -> ParsedDocument:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(document=documents())
+@given(parts=documents())
 def test_every_document_is_cut_within_its_limits_and_without_loss(
-    count_tokens: TokenCounter, max_tokens: int, overlap_tokens: int, document: ParsedDocument
+    count_tokens: TokenCounter, max_tokens: int, overlap_tokens: int, parts: list[ParsedPart]
 ) -> None:
-    chunks = split(document, count_tokens=count_tokens, max_tokens=max_tokens, overlap_tokens=overlap_tokens)
+    chunks = split_all(parts, count_tokens, max_tokens, overlap_tokens)
+    document = joined(parts)
     check_slices(document, chunks)
     check_limits(chunks, count_tokens, max_tokens)
     check_coverage(document, chunks)
     check_places(document, chunks)
-    assert chunks == split(
-        document, count_tokens=count_tokens, max_tokens=max_tokens, overlap_tokens=overlap_tokens
-    )
+    assert chunks == split_all(parts, count_tokens, max_tokens, overlap_tokens)
 
 
-def check_slices(document: ParsedDocument, chunks: list[ChunkDraft]) -> None:
+def split_all(
+    parts: list[ParsedPart], count_tokens: TokenCounter, max_tokens: int, overlap_tokens: int
+) -> list[ChunkDraft]:
+    return [
+        chunk
+        for part in parts
+        for chunk in split(
+            part, count_tokens=count_tokens, max_tokens=max_tokens, overlap_tokens=overlap_tokens
+        )
+    ]
+
+
+def check_slices(document: ParsedPart, chunks: list[ChunkDraft]) -> None:
     for chunk in chunks:
         assert chunk.text == document.text[chunk.start_char : chunk.end_char]
         assert chunk.text.strip()
@@ -122,7 +136,7 @@ def check_limits(chunks: list[ChunkDraft], count_tokens: TokenCounter, max_token
     assert max(counts) <= max_tokens
 
 
-def check_coverage(document: ParsedDocument, chunks: list[ChunkDraft]) -> None:
+def check_coverage(document: ParsedPart, chunks: list[ChunkDraft]) -> None:
     covered = bytearray(len(document.text))
     for chunk in chunks:
         covered[chunk.start_char : chunk.end_char] = b"\1" * len(chunk.text)
@@ -134,7 +148,7 @@ def check_coverage(document: ParsedDocument, chunks: list[ChunkDraft]) -> None:
             assert all(covered[index] for index in span if not document.text[index].isspace())
 
 
-def check_places(document: ParsedDocument, chunks: list[ChunkDraft]) -> None:
+def check_places(document: ParsedPart, chunks: list[ChunkDraft]) -> None:
     pages = {index: place.page for e in document.elements for place in e.places for index in span_of(place)}
     for chunk in chunks:
         shown = {index: place.page for place in chunk.places for index in span_of(place)}
@@ -147,27 +161,26 @@ def span_of(place: Place) -> range:
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(document=documents())
-def test_every_heading_is_found_in_a_path_or_a_text(document: ParsedDocument) -> None:
-    chunks = split(document, count_tokens=words_counter(), max_tokens=400, overlap_tokens=40)
+@given(parts=documents())
+def test_every_heading_is_found_in_a_path_or_a_text(parts: list[ParsedPart]) -> None:
+    chunks = split_all(parts, words_counter(), 400, 40)
+    document = joined(parts)
     found = " ".join(" ".join(under_headings(chunk.headings, chunk.text).split()) for chunk in chunks)
     for element in document.elements:
         if element.kind is ElementKind.HEADING:
             assert " ".join(document.text[element.start_char : element.end_char].split()) in found
 
 
-def sections(*parts: tuple[int, str, str]) -> ParsedDocument:
+def sections(*parts: tuple[int, str, str]) -> ParsedPart:
     """A document of (level, heading, text) sections."""
     builder = DocumentBuilder()
     for level, heading, text in parts:
         builder.add_heading([Line(heading)], level=level)
         builder.add(ElementKind.TEXT, [Line(text)])
-    return builder.build()
+    return joined(builder.finish())
 
 
-def cut(
-    document: ParsedDocument, max_tokens: int, overlap_tokens: int = 0
-) -> list[tuple[tuple[str, ...], str]]:
+def cut(document: ParsedPart, max_tokens: int, overlap_tokens: int = 0) -> list[tuple[tuple[str, ...], str]]:
     chunks = split(
         document, count_tokens=words_counter(), max_tokens=max_tokens, overlap_tokens=overlap_tokens
     )
@@ -214,7 +227,7 @@ def test_a_table_is_cut_between_rows_and_says_that_it_is_one() -> None:
     builder = DocumentBuilder()
     builder.add_heading([Line("Shelves")], level=0)
     builder.add(ElementKind.TABLE, [Line(f"Shelf: {number}; Keeper: Ada") for number in range(40)])
-    chunks = split(builder.build(), count_tokens=words_counter(), max_tokens=64, overlap_tokens=32)
+    chunks = split(joined(builder.finish()), count_tokens=words_counter(), max_tokens=64, overlap_tokens=32)
     assert len(chunks) > 1
     assert all(chunk.is_table for chunk in chunks)
     rows = [row for chunk in chunks for row in chunk.text.split("\n")]
@@ -225,7 +238,7 @@ def test_a_heading_with_nothing_below_it_stands_in_the_text_beside_it() -> None:
     builder = DocumentBuilder()
     builder.add(ElementKind.TEXT, [Line("cold " * 20)])
     builder.add_heading([Line("The end")], level=0)
-    (chunk,) = split(builder.build(), count_tokens=words_counter(), max_tokens=64, overlap_tokens=0)
+    (chunk,) = split(joined(builder.finish()), count_tokens=words_counter(), max_tokens=64, overlap_tokens=0)
     assert chunk.text.endswith("The end")
 
 
@@ -235,6 +248,58 @@ def test_a_word_longer_than_a_chunk_is_cut_so_that_no_chunk_floods_a_prompt() ->
     assert max(len(text) for _, text in chunks) <= 64 * 16
 
 
-def test_a_document_of_nothing_is_refused_before_it_is_cut() -> None:
-    with pytest.raises(ParseFailed):
-        DocumentBuilder().build()
+def test_a_document_cut_into_parts_keeps_its_headings_and_offsets() -> None:
+    builder = DocumentBuilder(part_chars=100)
+    builder.add_heading([Line("Icehouse")], level=0)
+    for hour in range(10):
+        builder.add(ElementKind.TEXT, [Line(f"Hour {hour} is cold, and the keys hang in the hall.")])
+    parts = list(builder.finish())
+    assert len(parts) > 2
+    chunks = split_all(parts, words_counter(), 64, 0)
+    assert {chunk.headings for chunk in chunks} == {("Icehouse",)}
+    check_slices(joined(parts), chunks)
+
+
+def test_a_cut_table_shows_its_header_row_above_the_rows_of_every_chunk() -> None:
+    chunks = table_chunks(["Shelf | Keeper", *(f"{number} | Ada" for number in range(60))])
+    assert len(chunks) > 1
+    assert [chunk.headings for chunk in chunks] == [
+        ("Shelves",),
+        *[("Shelves", "Shelf | Keeper")] * (len(chunks) - 1),
+    ]
+    assert [row for chunk in chunks for row in chunk.text.split("\n")] == [
+        "Shelf | Keeper",
+        *(f"{number} | Ada" for number in range(60)),
+    ]
+    check_limits(chunks, words_counter(), 64)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param([f"{number} | {number * 7}" for number in range(60)], id="figures name no columns"),
+        pytest.param(
+            ["Shelf | Keeper", *(f"Shelf: {number}; Keeper: Ada" for number in range(60))],
+            id="rows that name their columns need no header",
+        ),
+        pytest.param(
+            [" | ".join(["Shelf"] * 50), *(f"{number} | Ada" for number in range(60))],
+            id="a long header would crowd out the rows",
+        ),
+    ],
+)
+def test_a_cut_table_without_a_short_row_of_names_repeats_nothing(rows: list[str]) -> None:
+    chunks = table_chunks(rows)
+    assert len(chunks) > 1
+    assert {chunk.headings for chunk in chunks} == {("Shelves",)}
+
+
+def table_chunks(rows: list[str]) -> list[ChunkDraft]:
+    builder = DocumentBuilder()
+    builder.add_heading([Line("Shelves")], level=0)
+    builder.add(ElementKind.TABLE, [Line(row) for row in rows])
+    return split_all(list(builder.finish()), words_counter(), 64, 32)
+
+
+def test_a_part_without_text_has_no_chunks() -> None:
+    assert split_all([ParsedPart("", ())], words_counter(), 64, 0) == []

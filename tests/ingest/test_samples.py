@@ -8,6 +8,7 @@ import pytest
 
 from ingest.media_types import detect
 from ingest.sandbox import ParserPool
+from tests.ingest.reading import read_as
 
 SAMPLES = Path(__file__).parents[2] / "data" / "samples"
 QUESTIONS = json.loads((SAMPLES / "questions.json").read_bytes())
@@ -23,7 +24,7 @@ async def texts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             if sample.name != "questions.json":
                 blob = folder / f"blob-{number}"
                 shutil.copy(sample, blob)
-                document = await pool.parse(blob, detect(blob, sample.name))
+                document = await read_as(pool, blob, detect(blob, sample.name))
                 parsed[sample.name] = " ".join(document.text.split())
     return parsed
 
