@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from app.activity import Activity
 from app.citations import Citation, CitationWriter
 from app.links import CitedPlace, LinkSigner
 from app.prompt import NOTHING_FOUND, as_prefix, passage_text, question_of, with_passages
@@ -89,6 +90,7 @@ class Chat:
         searcher: Searcher,
         generator: Generator,
         links: LinkSigner,
+        activity: Activity,
         settings: ChatSettings,
         *,
         dense_weight: float,
@@ -98,6 +100,7 @@ class Chat:
         self._searcher = searcher
         self._generator = generator
         self._links = links
+        self._activity = activity
         self._settings = settings
         self._dense_weight = dense_weight
         self._clock = clock
@@ -120,6 +123,7 @@ class Chat:
             lane=lane,
             stages=stages,
         )
+        self._activity.note(scope, collection_ids)
         passages: Sequence[Passage] = ()
         if bears_on(question, candidates, min_similarity=self._settings.min_similarity):
             with stages.measure("passages"):

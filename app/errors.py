@@ -16,6 +16,8 @@ from app.links import LinkInvalid
 from ingest.media_types import EmptyFile, UnsupportedMediaType
 from retrieval.blobs import TooLarge
 from retrieval.catalog import CursorInvalid, NotFound
+from retrieval.expiry import CollectionExpired
+from retrieval.generations import GenerationConflict
 from retrieval.search import EmbeddingModelChanged
 from serving.departure import Departed
 from serving.protocols import EngineUnavailable, ModelUnavailable, ModelUnknown, Overloaded, TextRefused
@@ -58,6 +60,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     BadRequest: Meaning(400, INVALID),
     Departed: Meaning(499, INVALID, "client_departed"),
     CursorInvalid: Meaning(400, INVALID),
+    CollectionExpired: Meaning(400, INVALID, "vector_store_expired"),
     EmptyFile: Meaning(400, INVALID, "empty_file"),
     TextRefused: Meaning(400, INVALID, "text_refused"),
     UnsupportedMediaType: Meaning(415, INVALID, "unsupported_file"),
@@ -70,6 +73,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     EngineMissing: Meaning(404, INVALID, "not_found"),
     UnknownModel: Meaning(404, INVALID, "model_not_found"),
     ModelUnknown: Meaning(404, INVALID, "model_not_found"),
+    GenerationConflict: Meaning(409, INVALID, "generation_conflict"),
     EmbeddingModelChanged: Meaning(409, INVALID, "embedding_model_changed"),
     Overloaded: Meaning(429, "rate_limit_error", "overloaded"),
     ModelUnavailable: Meaning(503, "server_error", "models_unavailable"),

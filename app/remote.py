@@ -1,7 +1,9 @@
 """A client of a running Strongroom, for the command line: uploads, progress, questions."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,12 +11,23 @@ from typing import Any, Self
 import aiohttp
 import orjson
 
+from app.owner import OWNER_HEADER
+from app.uploads import safe_filename
+
 Json = dict[str, Any]
-LOOK_S = 0.25
+EVENTS_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=60)
+"""A server that lives says so every 15 s."""
+RETRY_S = 1.0
+PATIENCE_S = 60.0
+"""How long a server that is followed may be away, as when it starts again."""
 
 
 class RemoteRefused(Exception):
-    """The server answered with an error; the message is for a person."""
+    """The server answered with an error; the message is for a person. `status` is None when none came."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class RemoteUnreachable(RemoteRefused):
@@ -66,26 +79,50 @@ class Remote:
         }
         return {file["filename"] async for file in self._all("/v1/files") if file["id"] in ids}
 
-    async def upload(self, path: Path, collection_id: str) -> str:
-        """Uploads a file and attaches it. Returns its id."""
+    async def upload(self, path: Path, *, password: str | None = None) -> str:
+        """Uploads a file. Returns its id."""
         with path.open("rb") as content:
-            form = aiohttp.FormData({"purpose": "assistants"})
-            form.add_field("file", content, filename=path.name)
+            # Quoted, a name would arrive with %20 for its spaces; a line's end in one would end the header.
+            form = aiohttp.FormData({"purpose": "assistants"}, quote_fields=False)
+            if password is not None:
+                form.add_field("password", password)
+            form.add_field("file", content, filename=safe_filename(path.name))
             file = await self._call("POST", "/v1/files", data=form)
-        try:
-            await self._call("POST", f"/v1/vector_stores/{collection_id}/files", json={"file_id": file["id"]})
-        except RemoteRefused:
-            await self._call("DELETE", f"/v1/files/{file['id']}")
-            raise
         return str(file["id"])
 
-    async def wait_ingested(self, collection_id: str, file_id: str) -> Json:
-        """The document once it is completed, failed or cancelled."""
+    async def remove(self, file_id: str) -> None:
+        await self._call("DELETE", f"/v1/files/{file_id}")
+
+    async def attach(self, collection_id: str, file_ids: Sequence[str]) -> str:
+        """Queues the files for ingestion. Returns the id of their batch."""
+        path = f"/v1/vector_stores/{collection_id}/file_batches"
+        return str((await self._call("POST", path, json={"file_ids": list(file_ids)}))["id"])
+
+    async def batch_events(self, collection_id: str, batch_id: str) -> AsyncIterator[Json]:
+        """The batch whenever something changed, at last when it is done. Outlives a restart of the server."""
+        path = f"/v1/vector_stores/{collection_id}/file_batches/{batch_id}/events"
+        silent_since = time.monotonic()
         while True:
-            document = await self._call("GET", f"/v1/vector_stores/{collection_id}/files/{file_id}")
-            if document["status"] != "in_progress":
-                return document
-            await asyncio.sleep(LOOK_S)
+            try:
+                async with aclosing(self._events(path)) as events:
+                    async for name, told in events:
+                        if name == "error":
+                            break  # Asked again, the server says whether it is for good.
+                        yield told
+                        if name == "done":
+                            return
+                        silent_since = time.monotonic()
+            except RemoteUnreachable:
+                if time.monotonic() - silent_since > PATIENCE_S:
+                    raise
+            await asyncio.sleep(RETRY_S)
+
+    async def unfinished(self, collection_id: str, batch_id: str) -> AsyncIterator[Json]:
+        """The documents of a batch that failed or were cancelled."""
+        for status in ("failed", "cancelled"):
+            path = f"/v1/vector_stores/{collection_id}/file_batches/{batch_id}/files"
+            async for document in self._all(path, filter=status):
+                yield document
 
     async def ask(self, question: str, model: str) -> AsyncIterator[Json]:
         """The chunks of a streamed answer. Raises RemoteRefused, also when the stream ends before its end."""
@@ -112,15 +149,119 @@ class Remote:
             raise RemoteUnreachable(f"{self._url} does not answer: {error}") from error
         raise RemoteRefused("The answer ended before it was complete.")
 
+    async def add_source(self, content: bytes, *, owner_proof: str | None) -> Json:
+        """`content` is the request's JSON as bytes, which the proof is over."""
+        headers = {"Content-Type": "application/json"}
+        if owner_proof is not None:
+            headers[OWNER_HEADER] = owner_proof
+        return await self._call("POST", "/v1/sources", data=content, headers=headers)
+
+    async def sources(self) -> list[Json]:
+        found: list[Json] = (await self._call("GET", "/v1/sources"))["data"]
+        return found
+
+    async def source(self, source_id: str) -> Json:
+        """With its last sweeps and refused files."""
+        return await self._call("GET", f"/v1/sources/{source_id}")
+
+    async def ask_sweep(self, source_id: str, *, dry_run: bool, allow_empty: bool) -> Json:
+        body = {"dry_run": dry_run, "allow_empty": allow_empty}
+        return await self._call("POST", f"/v1/sources/{source_id}/sweep", json=body)
+
+    async def pause_source(self, source_id: str) -> Json:
+        return await self._call("POST", f"/v1/sources/{source_id}/pause")
+
+    async def resume_source(self, source_id: str) -> Json:
+        return await self._call("POST", f"/v1/sources/{source_id}/resume")
+
+    async def remove_source(self, source_id: str, *, keep_files: bool) -> Json:
+        params = {"keep_files": str(keep_files).lower()}
+        return await self._call("DELETE", f"/v1/sources/{source_id}", params=params)
+
+    async def find_collection(self, name: str) -> str:
+        """The id of the collection of that name or id. Raises RemoteRefused."""
+        async for store in self._all("/v1/vector_stores"):
+            if name in (store["name"], store["id"]):
+                return str(store["id"])
+        raise RemoteRefused(f"There is no collection '{name}'.")
+
+    async def generations(self, collection_id: str) -> list[Json]:
+        found: list[Json] = (await self._call("GET", f"/v1/vector_stores/{collection_id}/generations"))[
+            "data"
+        ]
+        return found
+
+    async def begin_generation(self, collection_id: str, body: Json) -> Json:
+        return await self._call("POST", f"/v1/vector_stores/{collection_id}/generations", json=body)
+
+    async def switch_generation(self, collection_id: str, number: int, *, force: bool) -> Json:
+        path = f"/v1/vector_stores/{collection_id}/generations/{number}/switch"
+        return await self._call("POST", path, json={"force": force})
+
+    async def discard_generation(self, collection_id: str, number: int) -> None:
+        await self._call("DELETE", f"/v1/vector_stores/{collection_id}/generations/{number}")
+
+    async def collections(self) -> list[Json]:
+        return [store async for store in self._all("/v1/vector_stores")]
+
+    async def collection_now(self, collection_id: str) -> Json:
+        """With its counts of files."""
+        return await self._call("GET", f"/v1/vector_stores/{collection_id}")
+
+    async def documents(self, collection_id: str) -> dict[str, str]:
+        """The names of the files of a collection that can be searched, by their ids."""
+        path = f"/v1/vector_stores/{collection_id}/files"
+        ids = {document["id"] async for document in self._all(path, filter="completed")}
+        return {file["id"]: file["filename"] async for file in self._all("/v1/files") if file["id"] in ids}
+
+    async def text(self, collection_id: str, file_id: str) -> str:
+        """The text that offsets of citations index."""
+        path = f"/v1/vector_stores/{collection_id}/files/{file_id}/content"
+        return "".join(part["text"] for part in (await self._call("GET", path))["data"])
+
+    async def search(self, collection_id: str, body: Json) -> tuple[Json, str]:
+        """The results, and the Server-Timing header of the reply."""
+        return await self._timed("POST", f"/v1/vector_stores/{collection_id}/search", json=body)
+
+    async def complete(self, body: Json) -> tuple[Json, str]:
+        """A whole chat completion, and the Server-Timing header of the reply."""
+        return await self._timed("POST", "/v1/chat/completions", json=body)
+
+    async def engine_models(self) -> list[str]:
+        """The generation models of ready engines. For an admin's key."""
+        engines = (await self._call("GET", "/v1/engines"))["data"]
+        return list(
+            dict.fromkeys(model for engine in engines if engine["ready"] for model in engine["models"])
+        )
+
     async def verify(self) -> list[str]:
         """What differs between the server's indexes, its tables and its blobs."""
         found: list[str] = (await self._call("GET", "/v1/verify"))["differences"]
         return found
 
-    async def _all(self, path: str) -> AsyncIterator[Json]:
+    async def _events(self, path: str) -> AsyncGenerator[tuple[str, Json]]:
+        """Server-sent events: the name and what it tells. Raises RemoteRefused."""
+        try:
+            async with self._session.get(self._url + path, timeout=EVENTS_TIMEOUT) as reply:
+                if reply.status != 200:
+                    refused = RemoteUnreachable if reply.status == 503 else RemoteRefused
+                    raise refused(_message(reply.status, await reply.read()))
+                name = ""
+                # Not by lines, which aiohttp bounds: an event tells of many files.
+                async for event in _blocks(reply.content):
+                    for line in event.split(b"\n"):
+                        field, _, value = line.partition(b": ")
+                        if field == b"event":
+                            name = value.decode()
+                        elif field == b"data":
+                            yield name, orjson.loads(value)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise RemoteUnreachable(f"{self._url} does not answer: {error}") from error
+
+    async def _all(self, path: str, **query: str) -> AsyncIterator[Json]:
         after: dict[str, str] = {}
         while True:
-            page = await self._call("GET", path, params={"limit": "1000", **after})
+            page = await self._call("GET", path, params={"limit": "1000", **query, **after})
             for row in page["data"]:
                 yield row
             if not page["has_more"]:
@@ -128,15 +269,28 @@ class Remote:
             after = {"after": page["last_id"]}
 
     async def _call(self, method: str, path: str, **options: Any) -> Json:
+        return (await self._timed(method, path, **options))[0]
+
+    async def _timed(self, method: str, path: str, **options: Any) -> tuple[Json, str]:
+        """The reply, and its Server-Timing header."""
         try:
             async with self._session.request(method, self._url + path, **options) as reply:
                 content = await reply.read()
                 if reply.status >= 400:
-                    raise RemoteRefused(_message(reply.status, content))
+                    raise RemoteRefused(_message(reply.status, content), reply.status)
                 answer: Json = orjson.loads(content)
-                return answer
+                return answer, reply.headers.get("Server-Timing", "")
         except (aiohttp.ClientError, OSError) as error:
             raise RemoteUnreachable(f"{self._url} does not answer: {error}") from error
+
+
+async def _blocks(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+    """What stands between empty lines."""
+    held = b""
+    async for piece in content.iter_any():
+        *whole, held = (held + piece).split(b"\n\n")
+        for block in whole:
+            yield block
 
 
 def _message(status: int, content: bytes) -> str:

@@ -15,6 +15,7 @@ from app.links import LinkSigner
 from app.metrics import ApiMetrics
 from app.migrate import check_schema
 from app.settings import Settings
+from app.standby import standing_by
 from ingest.parsed_files import ParsedFiles
 from ingest.pipeline import Pipeline
 from ingest.sandbox import ParserLimits, ParserPool
@@ -81,6 +82,7 @@ async def open_api(settings: Settings, metrics: ApiMetrics) -> AsyncIterator[Ser
             )
         )
         views = IndexViews()
+        await stack.enter_async_context(standing_by(database, views))
         activity = Activity(database)
         stack.push_async_callback(activity.close)
         links = LinkSigner(secret, settings.public_url, valid_s=settings.chat.citation_days * DAY_S)
@@ -135,7 +137,12 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             timeout_s=settings.ingest.parse_timeout_s,
             memory_bytes=settings.ingest.parse_memory_mib * 1024 * 1024,
         )
-        parsers = await stack.enter_async_context(ParserPool(settings.ingest.parsers, limits))
+        # Beside the blobs, so that a parser gets a file as a link and not as a copy.
+        parsing = settings.storage.data_dir / "parsing"
+        parsing.mkdir(parents=True, exist_ok=True, mode=0o700)
+        parsers = await stack.enter_async_context(
+            ParserPool(settings.ingest.parsers, limits, temporary_folder=parsing)
+        )
         pipeline = ingestion(settings, database, blobs, models, parsers)
         yield Worker(
             database,

@@ -1,5 +1,7 @@
 """What every route asks for: the services, and the scope of the caller's key."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -34,6 +36,11 @@ async def writing_scope_of(request: Request) -> Scope:
     return scope
 
 
+async def recheck_of(request: Request) -> Callable[[], Awaitable[Scope]]:
+    """What a reply that goes on for long calls again and again: a revoked key hears no more. Raises KeyInvalid."""
+    return partial(scope_of, request)
+
+
 def deadline_of(request: Request, *, longest_s: float) -> float:
     """How long the caller waits for a reply that comes whole: OpenAI's own clients tell, in seconds."""
     try:
@@ -51,3 +58,4 @@ def lane_of(service_tier: str | None) -> Lane:
 UseServices = Annotated[Services, Depends(services_of)]
 Reader = Annotated[Scope, Depends(scope_of)]
 Writer = Annotated[Scope, Depends(writing_scope_of)]
+Recheck = Annotated[Callable[[], Awaitable[Scope]], Depends(recheck_of)]

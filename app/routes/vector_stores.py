@@ -1,78 +1,45 @@
-"""/v1/vector_stores: collections, their documents, and search in them."""
+"""/v1/vector_stores: collections, and search in them."""
 
 import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from app.errors import BadRequest
 from app.routes.caller import Reader, UseServices, Writer
+from app.routes.documents import AttributeKey, AttributeText, Body, Chunking, chunking_of, shape_counts
 from app.routes.filters import FilterBody, to_filter
 from app.routes.listing import Page, listing, one_more
 from app.routes.models import embedding_aliases
 from app.services import Services
 from retrieval import catalog
-from retrieval.passages import read_text
+from retrieval.batches import Member, attach_files
+from retrieval.expiry import expires_at, is_expired
 from retrieval.rankings import Fusion
 from retrieval.scope import Scope
 from retrieval.search import FoundChunk, SearchMode, SearchOptions
 from retrieval.stages import Stages
-from retrieval.tables import Collection, Document, DocumentStatus
+from retrieval.tables import Collection, DocumentStatus
 from serving.departure import unless_departed
 
 router = APIRouter(prefix="/v1/vector_stores")
 
-OPENAI_ERROR_CODES = {
-    "unsupported": "unsupported_file",
-    "encrypted": "invalid_file",
-    "corrupt": "invalid_file",
-    "empty": "invalid_file",
-    "too_large": "invalid_file",
-    "limit": "invalid_file",
-    "unreadable_text": "invalid_file",
-}
-"""Our codes for a failed document in OpenAI's coarser ones; any other is a `server_error`."""
-
-AttributeKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-AttributeText = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[dict[AttributeKey, AttributeText], Field(max_length=16)]
-Attributes = Annotated[dict[AttributeKey, bool | float | AttributeText], Field(max_length=16)]
 Name = Annotated[str, StringConstraints(max_length=256)]
 
 
-class Body(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class StaticChunking(Body):
-    max_chunk_size_tokens: int = Field(ge=100, le=4096)
-    chunk_overlap_tokens: int = Field(ge=0)
-
-    @model_validator(mode="after")
-    def overlap_is_at_most_half(self) -> "StaticChunking":
-        if self.chunk_overlap_tokens > self.max_chunk_size_tokens // 2:
-            raise ValueError("chunk_overlap_tokens must not exceed half of max_chunk_size_tokens")
-        return self
-
-
-class AutoStrategy(Body):
-    type: Literal["auto"]
-
-
-class StaticStrategy(Body):
-    type: Literal["static"]
-    static: StaticChunking
-
-
-Chunking = Annotated[AutoStrategy | StaticStrategy, Field(discriminator="type")]
+class ExpiresAfter(Body):
+    anchor: Literal["last_active_at"]
+    days: int = Field(ge=1, le=365)
 
 
 class CreateStore(Body):
     name: Name | None = None
     file_ids: list[str] = Field(default_factory=list, max_length=500)
     metadata: Metadata | None = None
+    expires_after: ExpiresAfter | None = None
     chunking_strategy: Chunking | None = None
     embedding_model: str | None = None
     """Ours: the alias of a configured embedding model. It stays; without one, the default is taken."""
@@ -81,16 +48,8 @@ class CreateStore(Body):
 class ModifyStore(Body):
     name: Name | None = None
     metadata: Metadata | None = None
-
-
-class AttachFile(Body):
-    file_id: str
-    attributes: Attributes | None = None
-    chunking_strategy: Chunking | None = None
-
-
-class UpdateAttributes(Body):
-    attributes: Attributes | None
+    expires_after: ExpiresAfter | None = None
+    """Null takes the expiry away; without it, it stays."""
 
 
 class RankingOptions(Body):
@@ -121,16 +80,13 @@ def create_store(body: CreateStore, services: UseServices, scope: Writer) -> dic
             embedding_model=embedding_model,
             now=now,
         )
-        for file_id in body.file_ids:
-            catalog.attach_file(
-                session,
-                scope,
-                collection_id=collection.id,
-                file_id=file_id,
-                attributes={},
-                chunking=_chunking(body.chunking_strategy),
-                now=now,
-            )
+        collection.expires_after_days = _days(body.expires_after)
+        if body.file_ids:
+            chunking = chunking_of(body.chunking_strategy)
+            members = [
+                Member(file_id, attributes={}, chunking=chunking) for file_id in dict.fromkeys(body.file_ids)
+            ]
+            attach_files(session, scope, collection.id, members, now=now)
         return _shape_stores(session, services, scope, [collection])[0]
 
 
@@ -155,6 +111,8 @@ def modify_store(store_id: str, body: ModifyStore, services: UseServices, scope:
             collection.name = body.name
         if body.metadata is not None:
             collection.attributes = dict(body.metadata)
+        if "expires_after" in body.model_fields_set:
+            collection.expires_after_days = _days(body.expires_after)
         return _shape_stores(session, services, scope, [collection])[0]
 
 
@@ -164,73 +122,6 @@ def delete_store(store_id: str, services: UseServices, scope: Writer) -> dict[st
         catalog.delete_collection(session, scope, store_id)
     services.views.forget(store_id)
     return {"id": store_id, "object": "vector_store.deleted", "deleted": True}
-
-
-@router.post("/{store_id}/files")
-def attach_file(store_id: str, body: AttachFile, services: UseServices, scope: Writer) -> dict[str, Any]:
-    """Queues a file for ingestion. It is searchable, whole, once its status is `completed`."""
-    with services.database.write() as session:
-        document = catalog.attach_file(
-            session,
-            scope,
-            collection_id=store_id,
-            file_id=body.file_id,
-            attributes=dict(body.attributes or {}),
-            chunking=_chunking(body.chunking_strategy),
-            now=time.time(),
-        )
-        return _shape_document(document)
-
-
-@router.get("/{store_id}/files")
-def list_documents(
-    store_id: str,
-    services: UseServices,
-    scope: Reader,
-    page: Page,
-    filter: DocumentStatus | None = None,  # noqa: A002 - OpenAI's name
-) -> dict[str, Any]:
-    with services.database.read() as session:
-        rows = catalog.list_documents(session, scope, store_id, one_more(page), status=filter)
-        return listing(rows, page, _shape_document)
-
-
-@router.get("/{store_id}/files/{file_id}")
-def get_document(store_id: str, file_id: str, services: UseServices, scope: Reader) -> dict[str, Any]:
-    with services.database.read() as session:
-        return _shape_document(catalog.get_document(session, scope, store_id, file_id))
-
-
-@router.post("/{store_id}/files/{file_id}")
-def update_document(
-    store_id: str, file_id: str, body: UpdateAttributes, services: UseServices, scope: Writer
-) -> dict[str, Any]:
-    with services.database.write() as session:
-        document = catalog.get_document(session, scope, store_id, file_id)
-        document.attributes = dict(body.attributes or {})
-        return _shape_document(document)
-
-
-@router.delete("/{store_id}/files/{file_id}")
-def delete_document(store_id: str, file_id: str, services: UseServices, scope: Writer) -> dict[str, Any]:
-    """Takes the file out of this store; the file itself stays."""
-    with services.database.write() as session:
-        catalog.delete_document(session, scope, store_id, file_id)
-    return {"id": file_id, "object": "vector_store.file.deleted", "deleted": True}
-
-
-@router.get("/{store_id}/files/{file_id}/content")
-def get_parsed_content(store_id: str, file_id: str, services: UseServices, scope: Reader) -> dict[str, Any]:
-    """The text that offsets of citations index."""
-    with services.database.read() as session:
-        document = catalog.get_document(session, scope, store_id, file_id)
-        text = read_text(session, scope, document.id) or ""
-    return {
-        "object": "vector_store.file_content.page",
-        "data": [{"type": "text", "text": text}],
-        "has_more": False,
-        "next_page": None,
-    }
 
 
 @router.post("/{store_id}/search")
@@ -259,6 +150,7 @@ async def search_store(
         scope, query, collection_ids=[store_id], options=options, stages=stages
     )
     candidates = await unless_departed(request.receive, searching)
+    services.activity.note(scope, [store_id])
     response.headers.update(services.metrics.told(stages))
     return {
         "object": "vector_store.search_results.page",
@@ -280,8 +172,8 @@ def _embedding_model(services: Services, asked: str | None) -> str:
     return asked
 
 
-def _chunking(strategy: AutoStrategy | StaticStrategy | None) -> dict[str, Any]:
-    return strategy.model_dump() if strategy is not None else {"type": "auto"}
+def _days(expires_after: ExpiresAfter | None) -> int | None:
+    return expires_after.days if expires_after is not None else None
 
 
 def _shape_stores(
@@ -289,10 +181,11 @@ def _shape_stores(
 ) -> list[dict[str, Any]]:
     """OpenAI's VectorStore objects, with the embedding model's alias beside."""
     default = _embedding_model(services, None)
+    now = time.time()
     ids = [collection.id for collection in collections]
     counts = catalog.count_documents(session, scope, ids)
     usage = catalog.usage_bytes(session, scope, ids)
-    return [_shape_store(each, counts[each.id], usage.get(each.id, 0), default) for each in collections]
+    return [_shape_store(each, counts[each.id], usage.get(each.id, 0), default, now) for each in collections]
 
 
 def _shape_store(
@@ -300,45 +193,26 @@ def _shape_store(
     counts: dict[DocumentStatus, int],
     usage_bytes: int,
     default_embedding: str,
+    now: float,
 ) -> dict[str, Any]:
-    by_status = {status.value: counts.get(status, 0) for status in DocumentStatus}
+    days, ends_at = collection.expires_after_days, expires_at(collection)
+    if is_expired(collection, now=now):
+        status = "expired"
+    else:
+        status = "in_progress" if counts.get(DocumentStatus.IN_PROGRESS) else "completed"
     return {
         "id": collection.id,
         "object": "vector_store",
         "created_at": int(collection.created_at),
         "name": collection.name,
         "usage_bytes": usage_bytes,
-        "file_counts": {**by_status, "total": sum(by_status.values())},
-        "status": "in_progress" if by_status["in_progress"] else "completed",
-        "expires_after": None,
-        "expires_at": None,
+        "file_counts": shape_counts(counts),
+        "status": status,
+        "expires_after": {"anchor": "last_active_at", "days": days} if days is not None else None,
+        "expires_at": int(ends_at) if ends_at is not None else None,
         "last_active_at": int(collection.last_active_at),
         "metadata": collection.attributes,
         "embedding_model": collection.embedding_model or default_embedding,
-    }
-
-
-def _shape_document(document: Document) -> dict[str, Any]:
-    """OpenAI's VectorStoreFile object; `reason` beside it is our own, finer code of a failure."""
-    failed = document.status is DocumentStatus.FAILED
-    return {
-        "id": document.file_id,
-        "object": "vector_store.file",
-        "vector_store_id": document.collection_id,
-        "created_at": int(document.created_at),
-        "status": document.status.value,
-        "last_error": {
-            "code": OPENAI_ERROR_CODES.get(document.error_code or "", "server_error"),
-            "message": document.error_message,
-            "reason": document.error_code,
-        }
-        if failed
-        else None,
-        "usage_bytes": document.usage_bytes,
-        "attributes": document.attributes,
-        "chunking_strategy": document.chunking
-        if document.chunking["type"] == "static"
-        else {"type": "other"},
     }
 
 

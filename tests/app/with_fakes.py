@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import httpx
 from fastapi import FastAPI
 
+from app.activity import Activity
 from app.errors import install_errors
 from app.metrics import ApiMetrics
-from app.routes import embeddings, models, vector_stores
-from app.routes.caller import scope_of, writing_scope_of
+from app.routes import documents, embeddings, file_batches, generations, models, progress, vector_stores
+from app.routes.caller import recheck_of, scope_of, writing_scope_of
 from app.settings import Settings, read_settings
 from retrieval.database import Database
 from retrieval.scope import Scope
@@ -58,6 +59,7 @@ class FakeServices:
     database: Database
     views: IndexViews
     searcher: Searcher
+    activity: Activity
     metrics: ApiMetrics = field(default_factory=ApiMetrics)
     gateway: NoEngines = field(default_factory=NoEngines)
 
@@ -71,18 +73,29 @@ def services_with(database: Database, fakes: FakeModels) -> FakeServices:
         reranker=None,
         default_embedding=settings.models.default_embedding,
     )
-    return FakeServices(settings, fakes, database, views, searcher)
+    return FakeServices(settings, fakes, database, views, searcher, Activity(database))
+
+
+def app_of(services: FakeServices, scope: Scope) -> FastAPI:
+    """The routes over these services, for a key that has this scope."""
+    app = FastAPI()
+    install_errors(app)
+    for module in (embeddings, models, vector_stores, documents, file_batches, generations, progress):
+        app.include_router(module.router)
+
+    async def still() -> Scope:
+        return scope
+
+    app.state.services = services
+    app.dependency_overrides[scope_of] = app.dependency_overrides[writing_scope_of] = lambda: scope
+    app.dependency_overrides[recheck_of] = lambda: still
+    return app
 
 
 @asynccontextmanager
 async def client_of(services: FakeServices, scope: Scope) -> AsyncIterator[httpx.AsyncClient]:
     """A client whose key has this scope."""
-    app = FastAPI()
-    install_errors(app)
-    for module in (embeddings, models, vector_stores):
-        app.include_router(module.router)
-    app.state.services = services
-    app.dependency_overrides[scope_of] = app.dependency_overrides[writing_scope_of] = lambda: scope
-    transport = httpx.ASGITransport(app)
+    transport = httpx.ASGITransport(app_of(services, scope))
     async with httpx.AsyncClient(transport=transport, base_url="http://strongroom") as client:
         yield client
+    await services.activity.close()
