@@ -8,7 +8,21 @@ from fastapi import FastAPI
 
 from app.errors import install_errors
 from app.metrics import ApiMetrics, MeasureRequests
-from app.routes import chat, citations, embeddings, engines, files, health, models, vector_stores
+from app.routes import (
+    chat,
+    citations,
+    documents,
+    embeddings,
+    engines,
+    file_batches,
+    files,
+    generations,
+    health,
+    models,
+    progress,
+    sources,
+    vector_stores,
+)
 from app.routes.caller import Reader
 from app.services import open_api
 from app.settings import Settings
@@ -28,7 +42,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(MeasureRequests, metrics=metrics)
     install_errors(app)
     # Routes are tried in this order: those that must be quick stand first.
-    for module in (chat, embeddings, vector_stores, files, models, engines, citations, health):
+    of_files = (files, documents, file_batches, progress, generations)
+    for module in (chat, embeddings, vector_stores, *of_files, sources, models, engines, citations, health):
         app.include_router(module.router)
 
     @app.get("/openapi.json", include_in_schema=False)

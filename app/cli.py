@@ -6,20 +6,21 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated
 
 import orjson
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from sqlalchemy import select
 
+from app.adding import Outcome, PathMissing, add_files, files_under
 from app.api import create_app
 from app.auth import DEFAULT_TENANT, KeyMissing, KeyRing, server_secret
+from app.collections_cli import collections_cli
+from app.eval_cli import eval_cli
 from app.http_server import run_http
 from app.logs import start_logs
 from app.migrate import SchemaMismatch, check_schema
@@ -27,7 +28,8 @@ from app.remote import Json, Remote, RemoteRefused, RemoteUnreachable
 from app.serve import StartRefused, prepare_data, serve
 from app.services import blobs_dir, keys_dir, open_worker
 from app.settings import Settings, SettingsInvalid, read_settings
-from ingest.media_types import SUPPORTED_EXTENSIONS
+from app.sources_cli import sources_cli
+from app.terminal import DataDir, KeyFile, Result, Url, console, refuse, with_data_dir, with_remote
 from retrieval.blobs import BlobStore
 from retrieval.database import Database, DatabaseUnavailable, open_database
 from retrieval.tables import Key, Role, Tenant
@@ -42,16 +44,9 @@ cli = typer.Typer(
 )
 keys_cli = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 cli.add_typer(keys_cli, name="keys")
-console = Console()
-
-Result = TypeVar("Result")
-Url = Annotated[str, typer.Option(help="Address of a running Strongroom.")]
-KeyFile = Annotated[
-    Path | None, typer.Option(help="File with an API key; the data folder's admin key by default.")
-]
-DataDir = Annotated[Path | None, typer.Option(help="Data folder: storage.data_dir.")]
-AT_ONCE = 4
-"""Uploads at the same time."""
+cli.add_typer(sources_cli, name="sources")
+cli.add_typer(eval_cli, name="eval")
+cli.add_typer(collections_cli, name="collections")
 SAMPLES_COLLECTION = "samples"
 QUESTIONS_FILE = "questions.json"
 """Stands beside the samples, and is not one of them: questions with the passages that answer them."""
@@ -84,9 +79,10 @@ def main() -> None:
         SchemaMismatch,
         DatabaseUnavailable,
         KeyMissing,
+        PathMissing,
         RemoteRefused,
     ) as error:
-        _refuse(str(error))
+        refuse(str(error))
 
 
 @cli.command("serve")
@@ -134,7 +130,7 @@ def worker() -> None:
 @cli.command("migrate")
 def migrate_command(data_dir: DataDir = None) -> None:
     """Bring the database to this version's tables, and make secrets and the first key if they are missing."""
-    key_file = prepare_data(_with_data_dir(data_dir))
+    key_file = prepare_data(with_data_dir(data_dir))
     console.print(f"The database is up to date. The first key is in {key_file}.", soft_wrap=True)
 
 
@@ -144,16 +140,37 @@ def add(
     collection: Annotated[
         str, typer.Option(help="Name or id of the collection; made if it is missing.")
     ] = "documents",
+    wait: Annotated[
+        bool, typer.Option(help="Wait until all can be searched, or only until all is sent.")
+    ] = True,
+    password: Annotated[
+        str | None,
+        typer.Option(
+            help="What opens files that are encrypted. Without a value you are asked for it.",
+            prompt=True,
+            prompt_required=False,
+            hide_input=True,
+        ),
+    ] = None,
     url: Url = "",
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
     """Upload files and folders, and wait until they can be searched."""
-    files = [file for path in paths for file in _files_under(path)]
-    if not files:
-        _refuse(f"No supported file in {', '.join(map(str, paths))}.")
-    failed = _with_remote(url, key_file, data_dir, lambda remote: add_files(remote, files, collection))
-    raise typer.Exit(1 if failed else 0)
+    found = files_under(paths)
+    if found.left_out:
+        console.print(f"{found.left_out} files of other kinds are left out.")
+    if not found.files:
+        refuse(f"No supported file in {', '.join(map(str, paths))}.")
+
+    async def run(remote: Remote) -> Outcome:
+        return await add_files(remote, found.files, collection, console=console, password=password, wait=wait)
+
+    try:
+        outcome = with_remote(url, key_file, data_dir, run)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    raise typer.Exit(1 if outcome.failures else 0)
 
 
 @cli.command()
@@ -166,16 +183,16 @@ def ask(
 ) -> None:
     """Ask the documents; the answer streams, then its citations follow."""
     model = f"rag/{collection}" if collection else "rag"
-    _with_remote(url, key_file, data_dir, lambda remote: _print_answer(remote, question, model))
+    with_remote(url, key_file, data_dir, lambda remote: _print_answer(remote, question, model))
 
 
 @cli.command()
 def verify(url: Url = "", key_file: KeyFile = None, data_dir: DataDir = None) -> None:
     """Prove that indexes, tables and blobs agree: those of the running server, or of the data folder at rest."""
-    settings = _with_data_dir(data_dir)
+    settings = with_data_dir(data_dir)
     try:
         where = url or settings.public_url
-        found = _with_remote(url, key_file, data_dir, lambda remote: remote.verify())
+        found = with_remote(url, key_file, data_dir, lambda remote: remote.verify())
     except RemoteUnreachable:
         where = str(settings.storage.data_dir)
         blobs = BlobStore(blobs_dir(settings))
@@ -196,7 +213,7 @@ def add_key(
     data_dir: DataDir = None,
 ) -> None:
     """Make a key and print it: it is shown this once."""
-    settings = _with_data_dir(data_dir)
+    settings = with_data_dir(data_dir)
 
     def make(database: Database) -> str:
         with database.write() as session:
@@ -220,7 +237,7 @@ def list_keys(data_dir: DataDir = None) -> None:
 
     # An id that is cut at a narrow terminal's edge could not be revoked.
     table = Table(Column("id", no_wrap=True, min_width=28), "tenant", "name", "role", "state")
-    for row in _with_database(_with_data_dir(data_dir), rows):
+    for row in _with_database(with_data_dir(data_dir), rows):
         table.add_row(*row)
     console.print(table)
 
@@ -228,7 +245,7 @@ def list_keys(data_dir: DataDir = None) -> None:
 @keys_cli.command("revoke")
 def revoke_key(key_id: Annotated[str, typer.Argument()], data_dir: DataDir = None) -> None:
     """Make a key worthless, within a second, in every process."""
-    settings = _with_data_dir(data_dir)
+    settings = with_data_dir(data_dir)
 
     def revoke(database: Database) -> None:
         with database.write() as session:
@@ -238,42 +255,16 @@ def revoke_key(key_id: Annotated[str, typer.Argument()], data_dir: DataDir = Non
     console.print(f"{key_id} is revoked.")
 
 
-async def add_files(remote: Remote, files: list[Path], collection: str) -> int:
-    """Uploads and waits, with a bar. Prints each file that could not be added and why; returns how many."""
-    collection_id = await remote.collection(collection)
-    slots = asyncio.Semaphore(AT_ONCE)
-    failures: list[str] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(f"Adding to {collection}", total=len(files))
-
-        async def add_one(path: Path) -> None:
-            async with slots:
-                try:
-                    document = await remote.wait_ingested(
-                        collection_id, await remote.upload(path, collection_id)
-                    )
-                    if document["status"] != "completed":
-                        failures.append(f"{path}: {document['last_error']['message']}")
-                except RemoteRefused as error:
-                    failures.append(f"{path}: {error}")
-            progress.advance(bar)
-
-        await asyncio.gather(*(add_one(path) for path in files))
-    for failure in failures:
-        console.print(failure, style="red", highlight=False)
-    return len(failures)
-
-
 async def _welcome(settings: Settings, remote: Remote, *, samples: Path | None) -> None:
     """Adds the samples that are not in yet, then shows how to ask."""
     question = "What do the documents say?"
     if samples is not None:
         collection_id = await remote.collection(SAMPLES_COLLECTION)
         present = await remote.filenames(collection_id)
-        new = [file for file in _files_under(samples) if file.name not in present]
+        found = files_under([samples], except_name=QUESTIONS_FILE)
+        new = [file for file in found.files if file.name not in present]
         if new:
-            await add_files(remote, new, SAMPLES_COLLECTION)
+            await add_files(remote, new, SAMPLES_COLLECTION, console=console)
         question = orjson.loads((samples / QUESTIONS_FILE).read_bytes())[0]["question"]
     key_file = keys_dir(settings) / "admin.key"
     typer.echo(WELCOME.format(url=settings.public_url, key_file=key_file, question=question))
@@ -293,21 +284,12 @@ async def _print_answer(remote: Remote, question: str, model: str) -> None:
         console.print(each["url_citation"]["url"], style="dim", markup=False, soft_wrap=True)
 
 
-def _files_under(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = (each for each in sorted(path.rglob("*")) if each.is_file() and each.name != QUESTIONS_FILE)
-        return [each for each in found if each.suffix.lower() in SUPPORTED_EXTENSIONS]
-    if not path.exists():
-        _refuse(f"{path} does not exist.")
-    return [path]
-
-
 async def _work(settings: Settings) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_worker(settings) as running:
-        working = asyncio.create_task(running.run())
+    async with open_worker(settings) as (worker, schedules):
+        working = asyncio.gather(worker.run(), schedules.run())
         stopped = asyncio.create_task(stop.wait())
         await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
@@ -322,10 +304,6 @@ def _check_database(settings: Settings) -> None:
     _with_database(settings, check_schema)
 
 
-def _with_data_dir(data_dir: Path | None) -> Settings:
-    return read_settings().with_options(storage={"data_dir": str(data_dir) if data_dir else None})
-
-
 def _with_database(settings: Settings, use: Callable[[Database], Result]) -> Result:
     database = open_database(settings.database_url)
     try:
@@ -333,31 +311,6 @@ def _with_database(settings: Settings, use: Callable[[Database], Result]) -> Res
         return use(database)
     finally:
         database.close()
-
-
-def _with_remote(
-    url: str,
-    key_file: Path | None,
-    data_dir: Path | None,
-    use: Callable[[Remote], Coroutine[Any, Any, Result]],
-) -> Result:
-    settings = _with_data_dir(data_dir)
-    path = key_file or keys_dir(settings) / "admin.key"
-    if not path.exists():
-        _refuse(
-            f"No key file at {path}. Name one with --key-file, or the server's data folder with --data-dir."
-        )
-
-    async def run() -> Result:
-        async with Remote(url or settings.public_url, path.read_text().strip()) as remote:
-            return await use(remote)
-
-    return asyncio.run(run())
-
-
-def _refuse(message: str) -> NoReturn:
-    typer.echo(f"strongroom: {message}", err=True)
-    sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from app.standby import standing_by
 from ingest.parsed_files import ParsedFiles
 from ingest.pipeline import Pipeline
 from ingest.sandbox import ParserLimits, ParserPool
+from ingest.schedules import Schedules
 from ingest.sealing import Sealer
 from ingest.worker import Worker
 from retrieval.blobs import BlobStore
@@ -120,7 +121,7 @@ async def open_api(settings: Settings, metrics: ApiMetrics) -> AsyncIterator[Ser
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
+async def open_worker(settings: Settings) -> AsyncIterator[tuple[Worker, Schedules]]:
     """Raises SchemaMismatch when the database needs `strongroom migrate` first."""
     async with AsyncExitStack() as stack:
         database = open_database(settings.database_url)
@@ -144,7 +145,9 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             ParserPool(settings.ingest.parsers, limits, temporary_folder=parsing)
         )
         pipeline = ingestion(settings, database, blobs, models, parsers)
-        yield Worker(
+        sealer = Sealer(server_secret(keys_dir(settings)))
+        schedules = Schedules(database, blobs, sealer, cache=settings.storage.data_dir / "sources")
+        worker = Worker(
             database,
             pipeline,
             concurrency=settings.ingest.concurrency,
@@ -152,6 +155,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             isolated=parsers.isolated,
             clock=time.time,
         )
+        yield worker, schedules
 
 
 def ingestion(

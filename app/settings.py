@@ -208,7 +208,7 @@ class EngineSettings(Section):
 
 
 class IngestSettings(Section):
-    concurrency: int = Field(4, ge=1, description="Documents that one worker has in hand at once.")
+    concurrency: int = Field(16, ge=1, description="Documents that one worker has in hand at once.")
     parsers: int = Field(2, ge=1, description="Parser processes of one worker.")
     parse_timeout_s: float = Field(
         20.0, gt=0, description="Time after which a parser is stopped; large files get more."
@@ -220,6 +220,32 @@ class IngestSettings(Section):
     lease_s: float = Field(
         15.0, ge=1, description="Time after which a silent worker's documents go to another."
     )
+
+
+class SourcesSettings(Section):
+    roots: str = Field(
+        "", description="Folders, by commas, below which the API may add sources; empty for none."
+    )
+    hosts: str = Field(
+        "",
+        description="Hosts, by commas, with their subdomains, of which the API may add sources; empty for none.",
+    )
+
+    @field_validator("roots")
+    @classmethod
+    def _check_roots(cls, told: str) -> str:
+        for root in _by_commas(told):
+            if not Path(root).is_absolute():
+                raise ValueError(f"{root!r} is no whole path; begin it with /")
+        return told
+
+    @property
+    def root_folders(self) -> tuple[Path, ...]:
+        return tuple(Path(root) for root in _by_commas(self.roots))
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        return frozenset(host.lower() for host in _by_commas(self.hosts))
 
 
 class SearchSettings(Section):
@@ -251,6 +277,7 @@ class Settings(Section):
     models: ModelsSettings = ModelsSettings()
     engine: EngineSettings = EngineSettings()
     ingest: IngestSettings = IngestSettings()
+    sources: SourcesSettings = SourcesSettings()
     search: SearchSettings = SearchSettings()
     chat: ChatSettings = ChatSettings()
 
@@ -292,6 +319,10 @@ def read_settings(folder: Path | None = None) -> Settings:
                 raise SettingsInvalid(f"Unknown setting {name}. {_suggest(section)}")
             values.setdefault(section, {})[key] = value
     return _validate(values)
+
+
+def _by_commas(told: str) -> list[str]:
+    return [part.strip() for part in told.split(",") if part.strip()]
 
 
 def model_path(name: str, folder: Path) -> str:

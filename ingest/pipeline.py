@@ -37,7 +37,10 @@ next request takes some milliseconds, as long as a GPU takes for half a slice.
 """
 SLICE_S = 10.0
 """A document that took so long lets others go first, if any wait, and goes on behind them."""
-BIG_FILE_BYTES = 8 << 20
+BIG_FILE_BYTES = 1 << 20
+"""From here on parsing may take a minute."""
+LONG_AT_ONCE = 3
+"""Documents of more than one slice whose chunks are embedded at once: what a letter waits behind."""
 DEFAULT_STATIC_TOKENS = 800
 DEFAULT_STATIC_OVERLAP = 400
 """OpenAI's defaults for the static strategy."""
@@ -116,6 +119,7 @@ class Pipeline:
         self._embedder_of = embedder_of
         self._default_embedding = default_embedding
         self._big_files = asyncio.Semaphore(big_files)
+        self._long = asyncio.Semaphore(LONG_AT_ONCE)
         self._clock = clock
         self._counters: dict[str, TokenCounter] = {}
         """By fingerprint: as few as the models."""
@@ -231,7 +235,9 @@ class Pipeline:
             async with places:
                 return await embedder.embed(some, lane=lane, cache_salt=job.tenant_id)
 
-        async with together() as tasks:
+        if len(texts) <= EMBED_AT_ONCE:
+            return await embed(texts)
+        async with self._long, together() as tasks:
             slices = [
                 tasks.create_task(embed(texts[start : start + EMBED_AT_ONCE]))
                 for start in range(0, len(texts), EMBED_AT_ONCE)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, delete, func, select, tuple_, update
+from sqlalchemy import Select, delete, func, insert, select, tuple_, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from retrieval.chunks import remove_chunks
@@ -27,6 +27,7 @@ from retrieval.tables import (
     DocumentStatus,
     File,
     Generation,
+    GenerationState,
     Job,
     JobState,
     ParsedFile,
@@ -327,20 +328,25 @@ def attach_file(
 
 def queue_jobs(session: Session, collection: Collection, document_ids: Sequence[int], *, now: float) -> None:
     """A job for each document and each generation that is kept, the active one's first."""
-    others = session.scalars(select(Generation.number).where(Generation.collection_id == collection.id)).all()
-    session.add_all(
-        Job(
-            tenant_id=collection.tenant_id,
-            document_id=document_id,
-            generation=generation,
-            is_background=generation != collection.generation,
-            state=JobState.QUEUED,
-            due_at=now,
+    others = session.scalars(
+        select(Generation.number).where(
+            Generation.collection_id == collection.id, Generation.state != GenerationState.DISCARDED
         )
+    ).all()
+    rows = [
+        {
+            "tenant_id": collection.tenant_id,
+            "document_id": document_id,
+            "generation": generation,
+            "is_background": generation != collection.generation,
+            "state": JobState.QUEUED,
+            "due_at": now,
+        }
         for generation in (collection.generation, *others)
         for document_id in document_ids
-    )
-    session.flush()
+    ]
+    if rows:
+        session.execute(insert(Job), rows)
 
 
 def get_document(session: Session, scope: Scope, collection_id: str, file_id: str) -> Document:

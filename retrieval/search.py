@@ -1,6 +1,7 @@
 """Search, read aloud: rank by words while the query is embedded, rank by meaning, fuse, join to SQL, rerank."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,6 +14,8 @@ from sqlalchemy.orm import Session
 
 from retrieval.catalog import CollectionMissing
 from retrieval.database import Database
+from retrieval.duplicates import without_duplicates
+from retrieval.expiry import CollectionExpired, is_expired
 from retrieval.filters import Filter, matches
 from retrieval.places import Place, places_from_rows, under_headings
 from retrieval.rankings import Fusion, Hit, Ranking, best_first, fuse, fuse_weighted, scaled
@@ -52,8 +55,13 @@ class EmbeddingModelChanged(Exception):
     def __init__(self, collection_id: str, alias: str) -> None:
         super().__init__(
             f"Vector store '{collection_id}' was made with another embedding model than '{alias}' is now. "
-            f"Let '{alias}' in models.embedding be that model again, or add its files to a new vector store."
+            f"Let '{alias}' in models.embedding be that model again, or rebuild the store with "
+            "`strongroom collections rebuild`."
         )
+
+
+class GenerationSwitched(Exception):
+    """Another generation of a collection answers than the one that the search began with."""
 
 
 class EmbeddingModelRemoved(EmbeddingModelChanged):
@@ -63,7 +71,7 @@ class EmbeddingModelRemoved(EmbeddingModelChanged):
         Exception.__init__(
             self,
             f"Vector store '{collection_id}' needs the embedding model '{alias}', which is not served. "
-            "Add it to models.embedding again, or add the store's files to a new vector store.",
+            "Add it to models.embedding again, or rebuild the store with `strongroom collections rebuild`.",
         )
 
 
@@ -90,6 +98,7 @@ class FoundChunk:
     file_id: str
     filename: str
     attributes: dict[str, Any]
+    generation: int
     position: int
     text: str
     start_char: int
@@ -98,6 +107,7 @@ class FoundChunk:
     places: tuple[Place, ...]
     token_count: int
     score: float
+    similarity_hash: int | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +120,9 @@ class Candidates:
 
 @dataclass(frozen=True)
 class _Asked:
-    """One search. `aliases`: for each collection that held chunks when it began, that of its embedding model."""
+    """One search. `aliases` and `generations`: for each collection that held chunks when it began, that of its
+    embedding model, and the one that answered.
+    """
 
     scope: Scope
     query: str
@@ -118,6 +130,7 @@ class _Asked:
     lane: Lane
     stages: Stages
     aliases: Mapping[str, str]
+    generations: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -161,12 +174,14 @@ class Searcher:
         reranker: Reranker | None,
         *,
         default_embedding: str,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
         self._views = views
         self._embedder_of = embedder_of
         self._reranker = reranker
         self._default_embedding = default_embedding
+        self._clock = clock
 
     async def search(
         self,
@@ -184,12 +199,22 @@ class Searcher:
         it; the last one decides what is still there to be found. Its times go into `stages`: embed, keywords,
         vectors, load, rerank.
 
-        Raises CollectionMissing, EmbeddingModelChanged, and what the models raise: a failed model never turns
-        a search into a lesser one in silence.
+        Raises CollectionMissing, CollectionExpired, EmbeddingModelChanged, and what the models raise: a failed
+        model never turns a search into a lesser one in silence.
         """
         options = options or SearchOptions()
-        aliases = await in_thread(self._aliases, scope, collection_ids)
-        asked = _Asked(scope, query, options, lane, stages or Stages(), aliases)
+        while True:
+            asked = await in_thread(
+                self._ask, scope, query, collection_ids, options, lane, stages or Stages()
+            )
+            try:
+                return await self._search(asked)
+            except GenerationSwitched:
+                # Seldom, and begun anew it is quick: what the query's models have computed is in their caches.
+                continue
+
+    async def _search(self, asked: _Asked) -> Candidates:
+        options = asked.options
         reranker = self._reranker if options.rerank else None
         async with together() as tasks:
             embedding = tasks.create_task(self._embed(asked))
@@ -206,14 +231,31 @@ class Searcher:
         kept = [chunk for chunk in candidates.chunks if chunk.score >= options.score_threshold]
         return replace(candidates, chunks=tuple(kept[: options.limit]))
 
-    def _aliases(self, scope: Scope, collection_ids: Sequence[str] | None) -> dict[str, str]:
-        """Of each collection that holds chunks: an empty one needs no model, not even one that is gone."""
+    def _ask(
+        self,
+        scope: Scope,
+        query: str,
+        collection_ids: Sequence[str] | None,
+        options: SearchOptions,
+        lane: Lane,
+        stages: Stages,
+    ) -> _Asked:
+        """Names the collections that hold chunks: an empty one needs no model, not even one that is gone."""
         with self._database.read() as session:
-            return {
-                collection.id: collection.embedding_model or self._default_embedding
-                for collection in _readable(session, scope, collection_ids)
+            collections = [
+                collection
+                for collection in _readable(session, scope, collection_ids, now=self._clock())
                 if collection.head > 0
-            }
+            ]
+        return _Asked(
+            scope,
+            query,
+            options,
+            lane,
+            stages,
+            aliases={each.id: each.embedding_model or self._default_embedding for each in collections},
+            generations={each.id: each.generation for each in collections},
+        )
 
     async def _embed(self, asked: _Asked) -> dict[str, _EmbeddedQuery]:
         """The query as each alias's model understands it. All at once."""
@@ -262,9 +304,12 @@ class Searcher:
     ) -> Candidates:
         with self._database.read() as session:
             by_meaning: list[Ranking] = []
+            collections = _present(session, asked)
             if queries:
                 with asked.stages.measure("vectors"):
-                    by_meaning = self._rank_by_meaning(session, asked, by_words.documents, queries)
+                    by_meaning = self._rank_by_meaning(
+                        session, asked, collections, by_words.documents, queries
+                    )
             with asked.stages.measure("load"):
                 ranking = _fuse(_joined(by_meaning), by_words.ranking, asked.options)
                 chunks = _load(session, asked, ranking, depth)
@@ -275,12 +320,13 @@ class Searcher:
         self,
         session: Session,
         asked: _Asked,
+        collections: Sequence[Collection],
         documents: Set[int] | None,
         queries: Mapping[str, _EmbeddedQuery],
     ) -> list[Ranking]:
         """One ranking of each model."""
         hits: dict[str, list[Hit]] = {alias: [] for alias in queries}
-        for collection in _present(session, asked):
+        for collection in collections:
             view = self._views.follow(session, collection)
             if view is None:
                 continue
@@ -292,26 +338,32 @@ class Searcher:
         return [best_first(each)[:DEPTH] for each in hits.values()]
 
 
-def _readable(session: Session, scope: Scope, collection_ids: Sequence[str] | None) -> list[Collection]:
+def _readable(
+    session: Session, scope: Scope, collection_ids: Sequence[str] | None, *, now: float
+) -> list[Collection]:
+    """Raises CollectionMissing, CollectionExpired for one that was named."""
     query = select(Collection).where(Collection.tenant_id == scope.tenant_id)
     if collection_ids is None:
-        return list(session.scalars(query))
+        return [each for each in session.scalars(query) if not is_expired(each, now=now)]
     found = {each.id: each for each in session.scalars(query.where(Collection.id.in_(collection_ids)))}
     for collection_id in collection_ids:
         if collection_id not in found:
             raise CollectionMissing(collection_id)
+        if is_expired(found[collection_id], now=now):
+            raise CollectionExpired(collection_id)
     return list(found.values())
 
 
 def _present(session: Session, asked: _Asked) -> list[Collection]:
-    """The collections of a search that are there still, as this transaction sees them."""
-    return list(
-        session.scalars(
-            select(Collection).where(
-                Collection.tenant_id == asked.scope.tenant_id, Collection.id.in_(asked.aliases)
-            )
+    """The collections of a search that are there still, as this transaction sees them. Raises GenerationSwitched."""
+    collections = session.scalars(
+        select(Collection).where(
+            Collection.tenant_id == asked.scope.tenant_id, Collection.id.in_(asked.aliases)
         )
-    )
+    ).all()
+    if any(each.generation != asked.generations[each.id] for each in collections):
+        raise GenerationSwitched
+    return list(collections)
 
 
 def _matching(session: Session, asked: _Asked, collections: Sequence[Collection]) -> Set[int] | None:
@@ -354,12 +406,22 @@ def _fuse(dense: Ranking, words: Ranking, options: SearchOptions) -> Ranking:
 
 
 def _load(session: Session, asked: _Asked, ranking: Ranking, limit: int) -> tuple[FoundChunk, ...]:
+    """The best `limit` chunks of a ranking that are there to be found, each text once."""
+    found: list[FoundChunk] = []
+    start, window = 0, limit * 2
+    while len(found) < limit and start < len(ranking):
+        found = without_duplicates([*found, *_join(session, asked, ranking[start : start + window])])
+        start, window = start + window, window * 4
+    return tuple(found[:limit])
+
+
+def _join(session: Session, asked: _Asked, ranking: Ranking) -> tuple[FoundChunk, ...]:
     """Joins hits to SQL: what is deleted or not the scope's to see drops out, whatever an index said.
 
     So does what the filter no longer admits: the documents were chosen in an earlier transaction.
     """
     filters = asked.options.filters
-    scores = {hit.chunk_id: hit.score for hit in ranking[: limit * 2]}
+    scores = {hit.chunk_id: hit.score for hit in ranking}
     rows = session.execute(
         select(Chunk, Document.file_id, Document.attributes, File.filename)
         .join(Document, Document.id == Chunk.document_id)
@@ -379,6 +441,7 @@ def _load(session: Session, asked: _Asked, ranking: Ranking, limit: int) -> tupl
             file_id=file_id,
             filename=filename,
             attributes=attributes,
+            generation=chunk.generation,
             position=chunk.position,
             text=chunk.text,
             start_char=chunk.start_char,
@@ -387,11 +450,12 @@ def _load(session: Session, asked: _Asked, ranking: Ranking, limit: int) -> tupl
             places=places_from_rows(chunk.places),
             token_count=chunk.token_count,
             score=scores[chunk.id],
+            similarity_hash=chunk.similarity_hash,
         )
         for chunk, file_id, attributes, filename in rows
         if filters is None or matches(filters, attributes)
     ]
-    return _ordered(found)[:limit]
+    return _ordered(found)
 
 
 async def _score(reranker: Reranker, asked: _Asked, chunks: Sequence[FoundChunk]) -> dict[int, float]:

@@ -49,10 +49,16 @@ class JobState(StrEnum):
     """Only in a generation that does not answer: else the document has failed."""
 
 
+NEVER = 1e15
+"""When a job is due that has failed for good, but has to be seen."""
+
+
 class GenerationState(StrEnum):
     BUILDING = "building"
     PREVIOUS = "previous"
     """Was the active one: kept whole and up to date, so that a rollback is a switch."""
+    DISCARDED = "discarded"
+    """Its jobs are gone, and its chunks go a slice at a time."""
 
 
 class LogOp(StrEnum):
@@ -185,6 +191,8 @@ class Collection(Base):
     """The last seq of its chunk_log. Raising it locks the row, so seq order is commit order."""
     generation: Mapped[int] = mapped_column(default=0)
     """The number of the generation that answers. `embedding_model`, `fingerprint`, `head` and `chunking` are its."""
+    last_generation: Mapped[int] = mapped_column(default=0)
+    """The highest number that was ever given: an index in memory is known by it."""
     chunking: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     """The strategy of all its documents, in OpenAI's form; None leaves each its own."""
     created_at: Mapped[float]
@@ -237,6 +245,7 @@ class Document(Base):
     __table_args__ = (
         UniqueConstraint("collection_id", "file_id"),
         Index("ix_documents_listing", "collection_id", "created_at", "id"),
+        Index("ix_documents_status", "collection_id", "status"),
         NEVER_REUSED,
     )
 
@@ -323,6 +332,7 @@ class Job(Base):
     """Of the step, in `unit`; None while nobody knows."""
     unit: Mapped[str | None] = mapped_column(String(20))
     step_since: Mapped[float | None]
+    error_code: Mapped[str | None] = mapped_column(String(40))
     error: Mapped[str | None] = mapped_column(Text)
     """Why it failed."""
 

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from retrieval.blobs import BlobStore
 from retrieval.chunks import searchable
 from retrieval.database import Database
-from retrieval.tables import Blob, Chunk, ChunkLog, Collection, LogOp
+from retrieval.tables import Blob, Chunk, ChunkLog, Collection, Generation, GenerationState, LogOp
 from retrieval.views import CollectionView, IndexViews
 
 WINDOW = 2_000
@@ -21,46 +21,61 @@ UPLOAD_S = 3600
 def differences(database: Database, blobs: BlobStore, views: IndexViews) -> Iterator[str]:
     """A sentence for each difference; none when all is well. Ids only, so that it may be logged."""
     with database.read() as session:
-        collection_ids = session.scalars(select(Collection.id).order_by(Collection.id)).all()
-    for collection_id in collection_ids:
-        yield from _index_differences(database, views, collection_id)
+        answering = session.execute(select(Collection.id, Collection.generation)).all()
+        others = session.execute(
+            select(Generation.collection_id, Generation.number).where(
+                Generation.state != GenerationState.DISCARDED
+            )
+        ).all()
+    for collection_id, number in sorted([*answering, *others]):
+        yield from _index_differences(database, views, collection_id, number)
     with database.read() as session:
         stored = {blob.id: blob for blob in session.scalars(select(Blob))}
     yield from _blob_differences(stored, blobs)
 
 
-def _index_differences(database: Database, views: IndexViews, collection_id: str) -> Iterator[str]:
+def _index_differences(
+    database: Database, views: IndexViews, collection_id: str, number: int
+) -> Iterator[str]:
     """Compares at one point of the log; when searches follow it further meanwhile, the comparison starts again."""
     while True:
         with database.read() as session:
-            collection = session.get(Collection, collection_id)
-            if collection is None:
+            of = _generation(session, collection_id, number)
+            if of is None:
                 return
-            view = views.follow(session, collection)
+            view = views.follow(session, of)
             if view is None:
-                yield from _chunk_differences(session, collection, None)
+                yield from _chunk_differences(session, collection_id, number, None)
                 return
             with view.following:
-                if view.seq == collection.head:
-                    yield from _chunk_differences(session, collection, view)
+                if view.seq == of.head:
+                    yield from _chunk_differences(session, collection_id, number, view)
                     return
 
 
+def _generation(session: Session, collection_id: str, number: int) -> Collection | Generation | None:
+    collection = session.get(Collection, collection_id)
+    if collection is None or collection.generation == number:
+        return collection
+    return session.get(Generation, (collection_id, number))
+
+
 def _chunk_differences(
-    session: Session, collection: Collection, view: CollectionView | None
+    session: Session, collection_id: str, number: int, view: CollectionView | None
 ) -> Iterator[str]:
-    alive = set(session.scalars(select(Chunk.id).where(searchable(collection.id, collection.generation))))
-    if alive != _replayed(session, collection):
-        yield f"{collection.id}: the chunk log does not lead to the chunks that are stored."
+    name = f"{collection_id}, generation {number}"
+    alive = set(session.scalars(select(Chunk.id).where(searchable(collection_id, number))))
+    if alive != _replayed(session, collection_id, number):
+        yield f"{name}: the chunk log does not lead to the chunks that are stored."
     if view is None:
         if alive:
-            yield f"{collection.id}: no index, but {len(alive)} chunks are stored."
+            yield f"{name}: no index, but {len(alive)} chunks are stored."
         return
     for kind, indexed in (("vector", view.vectors.chunk_ids()), ("keyword", view.keywords.chunk_ids())):
         for chunk_id in sorted(alive - indexed):
-            yield f"{collection.id}: chunk {chunk_id} is not in the {kind} index."
+            yield f"{name}: chunk {chunk_id} is not in the {kind} index."
         for chunk_id in sorted(indexed - alive):
-            yield f"{collection.id}: chunk {chunk_id} is in the {kind} index, but it is not stored."
+            yield f"{name}: chunk {chunk_id} is in the {kind} index, but it is not stored."
     both = sorted(alive & view.vectors.chunk_ids())
     for start in range(0, len(both), WINDOW):
         window = both[start : start + WINDOW]
@@ -69,13 +84,13 @@ def _chunk_differences(
         )
         for (chunk_id, embedding), vector in zip(rows, view.vectors.vectors(window), strict=True):
             if not np.array_equal(np.frombuffer(embedding, np.float16).astype(np.float32), vector):
-                yield f"{collection.id}: chunk {chunk_id} has another vector in the index."
+                yield f"{name}: chunk {chunk_id} has another vector in the index."
 
 
-def _replayed(session: Session, collection: Collection) -> set[int]:
+def _replayed(session: Session, collection_id: str, number: int) -> set[int]:
     alive: set[int] = set()
     log = select(ChunkLog.op, ChunkLog.chunk_id).where(
-        ChunkLog.collection_id == collection.id, ChunkLog.generation == collection.generation
+        ChunkLog.collection_id == collection_id, ChunkLog.generation == number
     )
     for op, chunk_id in session.execute(log.order_by(ChunkLog.seq)):
         (alive.add if op is LogOp.ADD else alive.discard)(chunk_id)

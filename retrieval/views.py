@@ -1,4 +1,4 @@
-"""Keeps an index pair for each collection equal to SQL: builds it from the chunks, then follows their log."""
+"""Keeps an index pair for each generation of a collection equal to SQL: built from the chunks, it follows their log."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from retrieval.chunks import searchable
 from retrieval.keyword_index import TantivyKeywordIndex
 from retrieval.places import under_headings
 from retrieval.rankings import IndexedChunk, KeywordIndex, VectorIndex
-from retrieval.tables import Chunk, ChunkLog, Collection, LogOp
+from retrieval.tables import Chunk, ChunkLog, Collection, Generation, GenerationState, LogOp
 from retrieval.vector_index import FaissVectorIndex
 
 WINDOW = 2_000
@@ -23,80 +23,120 @@ WINDOW = 2_000
 class CollectionView:
     """The two indexes of one generation of a collection, equal to SQL as of `seq`."""
 
-    generation: int
     vectors: VectorIndex
     keywords: KeywordIndex
     seq: int = 0
     following: threading.Lock = field(default_factory=threading.Lock)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """A generation of a collection, and the end of its log as a transaction sees it."""
+
+    collection_id: str
+    generation: int
+    head: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.collection_id, self.generation
+
+
 class IndexViews:
     """All views of one process. Safe to use from several threads."""
 
     def __init__(self) -> None:
-        self._views: dict[str, CollectionView] = {}
+        self._views: dict[tuple[str, int], CollectionView] = {}
+        self._building: dict[tuple[str, int], threading.Lock] = {}
         self._lock = threading.Lock()
+        """Of the two dictionaries; never held for long."""
 
-    def follow(self, session: Session, collection: Collection) -> CollectionView | None:
-        """The collection's view, with everything in it that this transaction sees. None while it is empty."""
-        view = self._views.get(collection.id)
-        if view is None or view.generation != collection.generation:
-            view = self._build(session, collection)
-            if view is None:
-                return None
+    def follow(self, session: Session, of: Collection | Generation) -> CollectionView | None:
+        """Its view, with everything in it that this transaction sees. None while it is empty."""
+        place = _place(of)
+        view = self._views.get(place.key) or self._build(session, place)
+        if view is None:
+            return None
         with view.following:
-            if view.seq < collection.head:
-                _apply_log(session, collection, view)
+            if view.seq < place.head:
+                _apply_log(session, place, view)
         return view
+
+    def keep_ready(self, session: Session) -> None:
+        """Follows the generations that may be switched to, of collections that are in use here: so neither a switch
+        nor a rollback keeps a search waiting. Drops what can no longer be asked for.
+        """
+        with self._lock:
+            used = {collection_id for collection_id, _ in self._views}
+        if not used:
+            return
+        others = session.scalars(
+            select(Generation).where(Generation.state != GenerationState.DISCARDED)
+        ).all()
+        kept = {each.key for each in map(_place, others)}
+        answering = select(Collection.id, Collection.generation).where(Collection.id.in_(used))
+        kept |= {(collection_id, number) for collection_id, number in session.execute(answering)}
+        with self._lock:
+            for key in [key for key in self._views if key[0] in used and key not in kept]:
+                del self._views[key]
+                del self._building[key]
+        for generation in others:
+            if generation.collection_id in used:
+                self.follow(session, generation)
 
     def forget(self, collection_id: str) -> None:
         with self._lock:
-            self._views.pop(collection_id, None)
+            for key in [key for key in self._views if key[0] == collection_id]:
+                del self._views[key]
+                del self._building[key]
 
-    def _build(self, session: Session, collection: Collection) -> CollectionView | None:
+    def _build(self, session: Session, place: _Place) -> CollectionView | None:
         # One build at a time: two threads that both find nothing would read the whole collection twice.
         with self._lock:
-            view = self._views.get(collection.id)
-            if view is not None and view.generation == collection.generation:
-                return view
-            self._drop_deleted(session)
-            view = build_view(session, collection)
-            if view is not None:
-                self._views[collection.id] = view
+            building = self._building.setdefault(place.key, threading.Lock())
+        with building:
+            view = self._views.get(place.key)
+            if view is None:
+                view = _read_all(session, place)
+                if view is not None:
+                    with self._lock:
+                        self._views[place.key] = view
             return view
 
-    def _drop_deleted(self, session: Session) -> None:
-        # Another process may have deleted a collection that this one holds in memory.
-        if self._views:
-            alive = set(session.scalars(select(Collection.id).where(Collection.id.in_(self._views))))
-            self._views = {key: view for key, view in self._views.items() if key in alive}
+
+def build_view(session: Session, of: Collection | Generation) -> CollectionView | None:
+    """Reads all chunks of a generation. None when there are none yet, so that the dimensions are unknown."""
+    return _read_all(session, _place(of))
 
 
-def build_view(session: Session, collection: Collection) -> CollectionView | None:
-    """Reads all chunks of a collection. None when there are none yet, so that the dimensions are unknown."""
+def _place(of: Collection | Generation) -> _Place:
+    if isinstance(of, Collection):
+        return _Place(of.id, of.generation, of.head)
+    return _Place(of.collection_id, of.number, of.head)
+
+
+def _read_all(session: Session, place: _Place) -> CollectionView | None:
     view: CollectionView | None = None
-    for chunks in _windows(session, searchable(collection.id, collection.generation)):
+    for chunks in _windows(session, searchable(place.collection_id, place.generation)):
         if view is None:
             view = CollectionView(
-                generation=collection.generation,
-                vectors=FaissVectorIndex(dimensions=len(chunks[0].embedding)),
-                keywords=TantivyKeywordIndex(),
+                vectors=FaissVectorIndex(dimensions=len(chunks[0].embedding)), keywords=TantivyKeywordIndex()
             )
         view.vectors.apply(added=chunks, removed=())
         view.keywords.apply(added=chunks, removed=())
     if view is not None:
-        view.seq = collection.head
+        view.seq = place.head
     return view
 
 
-def _apply_log(session: Session, collection: Collection, view: CollectionView) -> None:
+def _apply_log(session: Session, place: _Place, view: CollectionView) -> None:
     log = session.execute(
         select(ChunkLog.op, ChunkLog.chunk_id)
         .where(
-            ChunkLog.collection_id == collection.id,
-            ChunkLog.generation == view.generation,
+            ChunkLog.collection_id == place.collection_id,
+            ChunkLog.generation == place.generation,
             ChunkLog.seq > view.seq,
-            ChunkLog.seq <= collection.head,
+            ChunkLog.seq <= place.head,
         )
         .order_by(ChunkLog.seq)
     ).all()
@@ -109,7 +149,7 @@ def _apply_log(session: Session, collection: Collection, view: CollectionView) -
         view.vectors.apply(added=chunks, removed=removed)
         view.keywords.apply(added=chunks, removed=removed)
         removed = []
-    view.seq = collection.head
+    view.seq = place.head
 
 
 def _windows(session: Session, wanted: ColumnElement[bool]) -> Iterator[Sequence[IndexedChunk]]:

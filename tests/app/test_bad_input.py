@@ -86,7 +86,7 @@ async def test_an_unknown_id_and_another_tenants_id_look_the_same(api: Api) -> N
     [
         ("empty.txt", b"", 400, "empty"),
         ("page.pdf", b"<!doctype html><html><body><p>Not a PDF at all.</p></body></html>", 415, "HTML"),
-        ("photo.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 64, 415, "PNG"),
+        ("photo.heic", b"\0\0\0\x18ftypheic" + b"\0" * 64, 415, "HEIC"),
         ("program.exe", b"MZ" + b"\0\1\2\3" * 400, 415, ""),
         ("big.txt", b"word " * 60_000, 413, "200000"),
     ],

@@ -73,3 +73,28 @@ async def test_a_model_that_is_not_the_default_is_loaded_by_its_first_request(ap
         await api.http.post("/v1/embeddings", json={"model": "small", "input": "key"})
         after = (await client.readiness())["small"].state
     assert (before, after) == ("idle", "ready")
+
+
+async def test_a_collection_is_rebuilt_with_the_other_model_and_rolled_back(api: Api) -> None:
+    store = await api.store()
+    for name, text in (("hall.txt", HALL), ("harbour.txt", HARBOUR)):
+        await api.add_document(store, name, text)
+
+    async def answers() -> list[tuple[str, float]]:
+        question = {"query": "Where is the key?", "search_mode": "vector"}
+        found = (await api.http.post(f"/v1/vector_stores/{store}/search", json=question)).json()["data"]
+        return [(each["content"][0]["text"], each["score"]) for each in found]
+
+    before = await answers()
+    path = f"/v1/vector_stores/{store}/generations"
+    begun = await api.http.post(path, json={"embedding_model": "small"})
+    assert begun.json()["number"] == 1
+    assert await answers() == before
+    await api.worker.drain()
+    assert (await api.http.get(f"/v1/vector_stores/{store}")).json()["embedding_model"] == "small"
+    after = await answers()
+    assert [text for text, _ in after] == [text for text, _ in before]
+    assert after != before
+    await api.http.post(f"{path}/0/switch", json={})
+    assert await answers() == before
+    assert (await api.http.get("/v1/verify")).json()["differences"] == []

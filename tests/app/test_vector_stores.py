@@ -1,5 +1,6 @@
-"""/v1/vector_stores with several embedding models, and the times that a search tells."""
+"""/v1/vector_stores with several embedding models, the times that a search tells, and stores that expire."""
 
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -7,9 +8,10 @@ import pytest
 from sqlalchemy import update
 
 from retrieval.database import Database
+from retrieval.expiry import DAY_S
 from retrieval.scope import Scope
 from retrieval.tables import Collection
-from tests.app.with_fakes import FakeModels, client_of, services_with
+from tests.app.with_fakes import FakeModels, FakeServices, client_of, services_with
 from tests.fakes import FakeEmbedder
 from tests.retrieval.library import shelve
 
@@ -17,7 +19,7 @@ STORES = "/v1/vector_stores"
 
 
 @pytest.fixture
-async def http(database: Database, scope: Scope) -> AsyncIterator[httpx.AsyncClient]:
+def services(database: Database) -> FakeServices:
     fakes = FakeModels(
         embedders={
             "large": FakeEmbedder(name="large"),
@@ -25,7 +27,12 @@ async def http(database: Database, scope: Scope) -> AsyncIterator[httpx.AsyncCli
         },
         rerankers={},
     )
-    async with client_of(services_with(database, fakes), scope) as client:
+    return services_with(database, fakes)
+
+
+@pytest.fixture
+async def http(services: FakeServices, scope: Scope) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(services, scope) as client:
         yield client
 
 
@@ -89,3 +96,112 @@ async def test_a_store_whose_model_is_gone_says_which_setting_brings_it_back(
     assert reply.status_code == 409
     assert "'gone'" in reply.json()["error"]["message"]
     assert "models.embedding" in reply.json()["error"]["message"]
+
+
+# Expiry
+
+
+def age(database: Database, store_id: str, *, days: float) -> None:
+    """As if it had been used that long ago."""
+    with database.write() as session:
+        session.get_one(Collection, store_id).last_active_at = time.time() - days * DAY_S
+
+
+async def test_a_stores_expiry_is_shown_changed_and_taken_away(http: httpx.AsyncClient) -> None:
+    plain = (await http.post(STORES, json={})).json()
+    assert (plain["expires_after"], plain["expires_at"]) == (None, None)
+    week = {"anchor": "last_active_at", "days": 7}
+    store = (await http.post(STORES, json={"expires_after": week})).json()
+    assert (store["expires_after"], store["status"]) == (week, "completed")
+    assert abs(store["expires_at"] - store["last_active_at"] - 7 * DAY_S) <= 1
+    path = f"{STORES}/{store['id']}"
+    assert (await http.post(path, json={"name": "letters"})).json()["expires_after"] == week
+    day = {"anchor": "last_active_at", "days": 1}
+    assert (await http.post(path, json={"expires_after": day})).json()["expires_after"] == day
+    assert (await http.post(path, json={"expires_after": None})).json()["expires_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("expires_after", "param"),
+    [
+        ({"anchor": "last_active_at", "days": 0}, "expires_after.days"),
+        ({"anchor": "last_active_at", "days": 366}, "expires_after.days"),
+        ({"anchor": "created_at", "days": 7}, "expires_after.anchor"),
+        ({"anchor": "last_active_at"}, "expires_after.days"),
+    ],
+)
+async def test_an_expiry_that_cannot_be_right_is_refused_by_the_fields_name(
+    http: httpx.AsyncClient, expires_after: dict[str, object], param: str
+) -> None:
+    store_id = (await http.post(STORES, json={})).json()["id"]
+    for path in (STORES, f"{STORES}/{store_id}"):
+        reply = await http.post(path, json={"expires_after": expires_after})
+        assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+async def test_an_expired_store_says_so_and_cannot_be_searched_until_it_is_given_more_time(
+    http: httpx.AsyncClient, database: Database, scope: Scope
+) -> None:
+    body = {"expires_after": {"anchor": "last_active_at", "days": 2}}
+    store_id = (await http.post(STORES, json=body)).json()["id"]
+    with database.read() as session:
+        collection = session.get_one(Collection, store_id)
+    shelve(database, scope, collection, "The vault opens at nine.")
+    age(database, store_id, days=2.1)
+    assert (await http.get(f"{STORES}/{store_id}")).json()["status"] == "expired"
+    refused = await http.post(f"{STORES}/{store_id}/search", json={"query": "vault"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "vector_store_expired")
+    assert "expires_after" in refused.json()["error"]["message"]
+    longer = {"expires_after": {"anchor": "last_active_at", "days": 3}}
+    assert (await http.post(f"{STORES}/{store_id}", json=longer)).json()["status"] == "completed"
+    found = await http.post(f"{STORES}/{store_id}/search", json={"query": "vault"})
+    assert len(found.json()["data"]) == 1
+
+
+async def test_a_search_counts_a_stores_days_anew(
+    services: FakeServices, http: httpx.AsyncClient, database: Database, other_scope: Scope
+) -> None:
+    body = {"expires_after": {"anchor": "last_active_at", "days": 2}}
+    store_id, beside = [(await http.post(STORES, json=body)).json()["id"] for _ in range(2)]
+    age(database, store_id, days=1)
+    age(database, beside, days=1)
+    before = (await http.get(f"{STORES}/{store_id}")).json()["last_active_at"]
+    services.activity.note(other_scope, [store_id])
+    await services.activity.close()
+    assert (await http.get(f"{STORES}/{store_id}")).json()["last_active_at"] == before
+    assert (await http.post(f"{STORES}/{store_id}/search", json={"query": "vault"})).status_code == 200
+    await services.activity.close()
+    renewed = (await http.get(f"{STORES}/{store_id}")).json()
+    assert renewed["last_active_at"] > before + DAY_S - 60
+    assert (await http.get(f"{STORES}/{beside}")).json()["last_active_at"] <= before + 1
+
+
+async def test_searches_within_a_minute_write_once(
+    services: FakeServices, http: httpx.AsyncClient, database: Database
+) -> None:
+    store_id = (await http.post(STORES, json={})).json()["id"]
+    for expected in (True, False):
+        age(database, store_id, days=1)
+        await http.post(f"{STORES}/{store_id}/search", json={"query": "vault"})
+        await services.activity.close()
+        last_active_at = (await http.get(f"{STORES}/{store_id}")).json()["last_active_at"]
+        assert (last_active_at > time.time() - 60) is expected
+
+
+async def test_what_has_expired_is_not_brought_back_by_a_search_of_everything(
+    services: FakeServices, http: httpx.AsyncClient, database: Database, scope: Scope
+) -> None:
+    body = {"expires_after": {"anchor": "last_active_at", "days": 1}}
+    expired, present = [(await http.post(STORES, json=body)).json()["id"] for _ in range(2)]
+    for store_id, text in ((expired, "The vault opens at ten."), (present, "The vault opens at nine.")):
+        with database.read() as session:
+            collection = session.get_one(Collection, store_id)
+        shelve(database, scope, collection, text)
+    age(database, expired, days=2)
+    age(database, present, days=0.5)
+    found = await services.searcher.search(scope, "When does the vault open?")
+    assert [chunk.text for chunk in found.chunks] == ["The vault opens at nine."]
+    services.activity.note(scope, None)
+    await services.activity.close()
+    assert (await http.get(f"{STORES}/{expired}")).json()["status"] == "expired"
+    assert (await http.get(f"{STORES}/{present}")).json()["last_active_at"] > time.time() - 60

@@ -16,7 +16,10 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from tests.bench import (
     first_token,
+    ingestion,
+    ingestion_scale,
     machine,
+    parsing,
     prefix_routing,
     prefix_trace,
     prompt_layout,
@@ -26,6 +29,7 @@ from tests.bench import (
     searchable,
     serving_embedding,
     serving_gateway,
+    sweep,
 )
 from tests.bench.clients import Api
 from tests.bench.figures import Figure, failed
@@ -33,7 +37,7 @@ from tests.bench.run import FULL, QUICK, Run
 from tests.stack import ROOT, Stack
 
 OUTPUT = ROOT / ".bench"
-LONGEST_S = 3_600
+LONGEST_S = 9_000
 """After this a run that hangs is ended, and its stack with it."""
 
 Compare = Callable[[bool, Progress], list[Figure]]
@@ -43,6 +47,10 @@ COMPARISONS: dict[str, tuple[str, Compare]] = {
     "serving_embedding": (serving_embedding.SAYS, serving_embedding.compare),
     "serving_gateway": (serving_gateway.SAYS, serving_gateway.compare),
     "prefix_routing": (prefix_routing.SAYS, lambda *_: prefix_routing.measure()),
+    "ingestion": (ingestion.SAYS, ingestion.compare),
+    "ingestion_scale": (ingestion_scale.SAYS, ingestion_scale.compare),
+    "parsing": (parsing.SAYS, parsing.compare),
+    "sweep": (sweep.SAYS, sweep.compare),
 }
 """Start what they need by themselves; a stack beside them would take its share of the cores."""
 

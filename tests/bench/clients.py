@@ -3,7 +3,7 @@
 import http.client
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -15,7 +15,7 @@ import orjson
 from tests.bench.figures import MeasureFailed
 
 CLIENTS = 4
-"""Clients of uploads and of searches that run at once."""
+"""Clients of uploads and of searches that run at once, unless a measure says otherwise."""
 REPLY_S = 120.0
 
 Input = TypeVar("Input")
@@ -81,6 +81,20 @@ class Api:
             body["chunking_strategy"] = chunking
         self._call("POST", f"/v1/vector_stores/{store_id}/files", json=body)
 
+    def attach_all(self, store_id: str, file_ids: Sequence[str]) -> str:
+        """As one batch. Returns its id."""
+        body = {"file_ids": list(file_ids)}
+        return str(self._call("POST", f"/v1/vector_stores/{store_id}/file_batches", json=body)["id"])
+
+    def batch_counts(self, store_id: str, batch_id: str) -> dict[str, int]:
+        """Documents of a batch by status, and `total`."""
+        path = f"/v1/vector_stores/{store_id}/file_batches/{batch_id}"
+        counted: dict[str, int] = self._call("GET", path)["file_counts"]
+        return counted
+
+    def cancel_batch(self, store_id: str, batch_id: str) -> None:
+        self._call("POST", f"/v1/vector_stores/{store_id}/file_batches/{batch_id}/cancel")
+
     def counts(self, store_id: str) -> dict[str, int]:
         """Documents by status, and `total`."""
         counted: dict[str, int] = self._call("GET", f"/v1/vector_stores/{store_id}")["file_counts"]
@@ -131,9 +145,11 @@ def wait_ingested(
         time.sleep(0.5)
 
 
-def in_parallel(function: Callable[[Input], Output], inputs: Iterable[Input]) -> Iterator[Output]:
+def in_parallel(
+    function: Callable[[Input], Output], inputs: Iterable[Input], *, clients: int = CLIENTS
+) -> Iterator[Output]:
     """Results in the order of the inputs. Left early, it starts no further call."""
-    pool = ThreadPoolExecutor(CLIENTS)
+    pool = ThreadPoolExecutor(clients)
     try:
         yield from pool.map(function, inputs)
     finally:

@@ -6,8 +6,6 @@ float32 like the others, so that a faster backend does not count as better sched
 """
 
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -17,7 +15,6 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from rich.progress import Progress
 
@@ -25,11 +22,11 @@ from serving.protocols import Lane
 from tests.bench.corpora import SHARED, read_beir
 from tests.bench.figures import Bound, Figure, MeasureFailed, Samples, skipped
 from tests.bench.peers import embedding_servers, load
-from tests.bench.peers.embedding_servers import FOLDER, EmbeddingServer
+from tests.bench.peers.embedding_servers import EmbeddingServer
 from tests.bench.peers.install import PeerAbsent
 from tests.bench.peers.load import LOST, Answer, LoadProcess
+from tests.bench.raw_rate import raw_texts_a_second
 from tests.bench.run import QUICK_REASON
-from tests.stack import ROOT
 
 SAYS = "embeddings: our models role beside infinity, BentoML and a naive server"
 SQUAD = SHARED / "squad" / "beir-v1.1"
@@ -193,9 +190,9 @@ class _Comparison:
             self._bulk_round(measured)
             return
         texts = self._texts[: measured.requests * self._sizes.texts_a_request]
-        measured.raw_rounds.append(_raw_texts_a_second(texts[::2]))
+        measured.raw_rounds.append(raw_texts_a_second(texts[::2]))
         self._bulk_round(measured)
-        measured.raw_rounds.append(_raw_texts_a_second(texts[1::2]))
+        measured.raw_rounds.append(raw_texts_a_second(texts[1::2]))
 
     def _bulk_round(self, measured: Measured) -> None:
         requests = self._bulk_requests(measured)
@@ -261,15 +258,6 @@ class _Comparison:
     def _texts_a_second(self, answers: Sequence[Answer]) -> float:
         good = sum(answer.status == 200 for answer in answers)
         return good * self._sizes.texts_a_request / load.span_s(answers)
-
-
-def _raw_texts_a_second(texts: Sequence[str]) -> float:
-    """In a process of its own, that this one stays light. Raises MeasureFailed."""
-    command = [sys.executable, "-m", "tests.bench.raw_loop", "--model", FOLDER]
-    done = subprocess.run(command, input=orjson.dumps(texts), capture_output=True, cwd=ROOT, check=False)
-    if done.returncode != 0:
-        raise MeasureFailed(f"The bare loop failed: {done.stderr.decode()[-1000:]}")
-    return float(done.stdout)
 
 
 def _set_aside(name: str, error: Exception, absent: dict[str, str]) -> None:

@@ -29,7 +29,7 @@ def test_add_takes_a_folder_and_tells_which_file_failed_and_why(stack: Stack, tm
     (tmp_path / "inner").mkdir()
     (tmp_path / "ferry.md").write_text("# Ferry\n\nThe ferry Tern leaves the east pier at 06:40.")
     (tmp_path / "inner" / "empty.txt").write_text("")
-    (tmp_path / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (tmp_path / "program.exe").write_bytes(b"MZ\0\1")
     added = strongroom(stack, "add", str(tmp_path), "--collection", "ferry")
     assert added.returncode == 1
     assert "2/2" in added.stdout

@@ -405,7 +405,7 @@ async def test_four_schedulers_of_which_the_leader_is_suspended_have_one_effect_
         assert leader() != first
     assert took_s <= TAKE_OVER_S
     with led.database.read() as session:
-        paths = list(session.scalars(select(File.path)))
+        paths = [str(path) for path in session.scalars(select(File.path))]
         documents = session.scalar(select(func.count()).select_from(Document))
     assert sorted(paths) == sorted(f"{number}.txt" for number in range(400))
     assert documents == 400

@@ -59,6 +59,7 @@ def _files_and_documents() -> None:
     op.add_column("documents", sa.Column("batch_id", sa.String(length=40)))
     op.create_index("ix_documents_parent_id", "documents", ["parent_id"])
     op.create_index("ix_documents_batch_id", "documents", ["batch_id"])
+    op.create_index("ix_documents_status", "documents", ["collection_id", "status"])
     op.create_table(
         "file_batches",
         sa.Column("id", sa.String(length=40), primary_key=True),
@@ -77,6 +78,7 @@ def _files_and_documents() -> None:
 
 def _generations() -> None:
     op.execute("ALTER TABLE collections ADD COLUMN generation INTEGER NOT NULL DEFAULT 0")
+    op.execute("ALTER TABLE collections ADD COLUMN last_generation INTEGER NOT NULL DEFAULT 0")
     op.add_column("collections", sa.Column("chunking", sa.JSON()))
     op.add_column("collections", sa.Column("expires_after_days", sa.Integer()))
     op.create_table(
@@ -90,7 +92,9 @@ def _generations() -> None:
         sa.Column("number", sa.Integer(), primary_key=True, autoincrement=False),
         sa.Column(
             "state",
-            sa.Enum("building", "previous", name="generationstate", native_enum=False, length=20),
+            sa.Enum(
+                "building", "previous", "discarded", name="generationstate", native_enum=False, length=20
+            ),
             nullable=False,
         ),
         sa.Column("embedding_model", sa.Text()),
@@ -142,6 +146,7 @@ def _chunks_and_jobs() -> None:
         batch_op.add_column(sa.Column("total", sa.BigInteger()))
         batch_op.add_column(sa.Column("unit", sa.String(length=20)))
         batch_op.add_column(sa.Column("step_since", sa.Double()))
+        batch_op.add_column(sa.Column("error_code", sa.String(length=40)))
         batch_op.add_column(sa.Column("error", sa.Text()))
         batch_op.drop_constraint("jobs_document_id_key", type_="unique")
         batch_op.drop_index("ix_jobs_due")

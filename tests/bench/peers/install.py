@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.bench.peers import ogx_syntax
 from tests.stack import ROOT
 
 ENVIRONMENTS = ROOT / ".bench" / "peers"
 PINNED = Path(__file__).parent
-PEERS = ("vllm-router", "litellm", "bentoml", "infinity")
+PEERS = ("vllm-router", "litellm", "bentoml", "infinity", "ogx")
 FAILURE = "not-installed.txt"
 DONE = "installed.txt"
 
@@ -50,8 +51,9 @@ def install(peer: str) -> str | None:
         torch = [pin for pin in pins.read_text().split() if pin.startswith("torch==")]
         if torch:
             _run(*pip, *torch)  # with what this build of it needs: a CUDA build brings libraries
-        # The lists are whole. Some packages ask for newer releases of others than there are.
-        _run(*pip, "--no-deps", "--requirement", str(pins))
+        # The lists are whole. Some packages ask for newer releases of others than there are, OGX for a newer Python.
+        _run(*pip, "--no-deps", "--ignore-requires-python", "--requirement", str(pins))
+        ogx_syntax.rewrite(*folder.glob("lib/python3*/site-packages"))
     except subprocess.CalledProcessError as error:
         reason = str(error.stderr).strip().splitlines()[-1:] or [str(error)]
         folder.mkdir(parents=True, exist_ok=True)

@@ -141,11 +141,16 @@ async def closed_loop(
 
 
 async def open_loop(url: str, request: bytes, *, a_second: float, seconds: float) -> list[Answer]:
+    """As `at_rate`, one request over and over."""
+    return await at_rate(url, [request] * int(a_second * seconds), a_second=a_second)
+
+
+async def at_rate(url: str, requests: Sequence[bytes], *, a_second: float) -> list[Answer]:
     """At a constant rate, however late the replies are; times count from when a request was due."""
     async with Connections(url) as connections, asyncio.TaskGroup() as tasks:
         begun = time.monotonic()
         sent = []
-        for number in range(int(a_second * seconds)):
+        for number, request in enumerate(requests):
             due = begun + number / a_second
             await asyncio.sleep(due - time.monotonic())
             sent.append(tasks.create_task(connections.send(request, due=due)))
