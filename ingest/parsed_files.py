@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from sqlalchemy import delete, exists, func, select, update
+from sqlalchemy import delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
@@ -144,6 +144,7 @@ class ParsedFiles:
         page_count: int | None = None
         waiting: ParsedPart | None = None
         count = attachments = 0
+        keeps = True
         path = self._blobs.path(file.blob_id)
         async with aclosing(self._parser.parse(path, file.media_type, options)) as pieces:
             async for piece in pieces:
@@ -156,26 +157,31 @@ class ParsedFiles:
                 if isinstance(piece, elements.Progress):
                     continue
                 if waiting is not None:
-                    await in_thread(self._keep_part, job, file, count, waiting)
+                    keeps = keeps and await in_thread(self._keep_part, job, file, count, waiting)
                     count += 1
                     await arrivals.tell(count=count)
                 waiting = piece
         arrivals.attachments = attachments
         if waiting is not None and count == 0:
             arrivals.only_part = waiting
-        await in_thread(self._keep_rest, job, file, count, waiting, page_count, attachments)
+        if keeps:
+            await in_thread(self._keep_rest, job, file, count, waiting, page_count, attachments)
         await arrivals.tell(count=count + (waiting is not None), is_whole=True)
 
-    def _keep_part(self, job: ClaimedJob, file: FileToParse, number: int, part: ParsedPart) -> None:
+    def _keep_part(self, job: ClaimedJob, file: FileToParse, number: int, part: ParsedPart) -> bool:
+        """False when the parts are there already, and only the files inside were wanted again."""
         try:
             with self._database.write() as session:
                 if number == 0:
                     self._begin(session, job, file)
-                elif self._leaseholder(session, file) != job.lease:
-                    raise LeaseLost
+                else:
+                    self._continue(session, job, file)
                 session.add(_stored(file, number, part))
-        except (IntegrityError, _KeptAlready) as error:
+        except _KeptAlready:
+            return False
+        except IntegrityError as error:
             raise ParsedElsewhere from error
+        return True
 
     def _keep_rest(
         self,
@@ -188,20 +194,16 @@ class ParsedFiles:
     ) -> None:
         """The last part, and that it was the last. Of a small file, two jobs may get here with the same."""
         with suppress(IntegrityError, _KeptAlready), self._database.write() as session:
-            if number == 0:
-                self._begin(session, job, file)
-            elif self._leaseholder(session, file) != job.lease:
-                raise LeaseLost
+            parsed = self._begin(session, job, file) if number == 0 else self._continue(session, job, file)
+            parsed.lease, parsed.page_count, parsed.attachments = None, page_count, attachments
             if last is not None:
                 session.add(_stored(file, number, last))
-            session.execute(
-                update(ParsedFile)
-                .where(ParsedFile.blob_id == file.blob_id, ParsedFile.media_type == file.media_type)
-                .values(lease=None, page_count=page_count, attachments=attachments)
-            )
 
-    def _begin(self, session: Session, job: ClaimedJob, file: FileToParse) -> None:
-        """Forgets what a dead job left. Raises ParsedElsewhere, _KeptAlready; IntegrityError when the file is gone."""
+    def _begin(self, session: Session, job: ClaimedJob, file: FileToParse) -> ParsedFile:
+        """Forgets what a dead job left. Raises ParsedElsewhere, _KeptAlready.
+
+        The commit raises IntegrityError when another was quicker, or the file is gone.
+        """
         old = session.get(ParsedFile, (file.blob_id, file.media_type))
         if old is not None:
             if old.lease is None:
@@ -212,23 +214,18 @@ class ParsedFiles:
             session.execute(delete(StoredPart).where(*of_file))
             session.delete(old)
             session.flush()
-        session.add(
-            ParsedFile(
-                blob_id=file.blob_id,
-                media_type=file.media_type,
-                page_count=None,
-                attachments=0,
-                lease=job.lease,
-            )
+        parsed = ParsedFile(
+            blob_id=file.blob_id, media_type=file.media_type, page_count=None, attachments=0, lease=job.lease
         )
-        session.flush()
+        session.add(parsed)
+        return parsed
 
-    def _leaseholder(self, session: Session, file: FileToParse) -> str | None:
-        return session.scalar(
-            select(ParsedFile.lease).where(
-                ParsedFile.blob_id == file.blob_id, ParsedFile.media_type == file.media_type
-            )
-        )
+    def _continue(self, session: Session, job: ClaimedJob, file: FileToParse) -> ParsedFile:
+        """Raises LeaseLost when another job parses it, or it is gone."""
+        parsed = session.get(ParsedFile, (file.blob_id, file.media_type))
+        if parsed is None or parsed.lease != job.lease:
+            raise LeaseLost
+        return parsed
 
     def _is_held(self, session: Session, lease: str) -> bool:
         alive = select(Job.id).where(Job.lease == lease, Job.due_at > self._clock())
