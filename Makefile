@@ -19,11 +19,15 @@ run: setup
 	$(BIN)/strongroom serve --samples data/samples
 
 test: setup dev test-packages lint
-	HF_HUB_OFFLINE=1 $(BIN)/pytest
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist loadfile -m "not ($(ALONE))"
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -m "$(ALONE)"
 
-# Without the engine, whole role processes and each backend's compiler, on all cores.
+# What starts the engine, whole role processes or a backend's compiler takes all cores for itself.
+ALONE := engine or processes or backends
+
+# Without those and what else takes long, on all cores.
 test-fast: dev $(MODELS)/.prepared
-	HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist loadfile -m "not engine and not processes and not backends"
+	HF_HUB_OFFLINE=1 $(BIN)/pytest -n auto --dist loadfile -m "not ($(ALONE) or slow)"
 
 lint: dev
 	$(BIN)/ruff format --check .

@@ -176,5 +176,5 @@ def ingestion(
         parsed_files,
         models.embedder,
         default_embedding=settings.models.default_embedding,
-        big_files=max(1, settings.ingest.parsers - 1),
+        parsers=settings.ingest.parsers,
     )

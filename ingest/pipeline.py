@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
@@ -37,6 +38,8 @@ next request takes some milliseconds, as long as a GPU takes for half a slice.
 """
 SLICE_S = 10.0
 """A document that took so long lets others go first, if any wait, and goes on behind them."""
+PARSER_PATIENCE_S = 2.0
+"""So long a job keeps its place in the worker while others of its tenant are parsed."""
 BIG_FILE_BYTES = 1 << 20
 """From here on parsing may take a minute."""
 LONG_AT_ONCE = 3
@@ -57,8 +60,8 @@ class WrongModel(Exception):
         )
 
 
-class TooManyBigFiles(Exception):
-    """All that are parsed at once are in hand: this one waits, so that small files find a parser."""
+class ParsersTaken(Exception):
+    """As many files as may be parsed at once are: of this tenant, or large ones of any. Others find a parser."""
 
 
 class Outcome(Enum):
@@ -99,7 +102,7 @@ class Pipeline:
     """Runs claimed jobs. A step whose result is in SQL is not done again after a crash.
 
     `embedder_of` gives the embedding model of an alias; `default_embedding` is the alias of collections that
-    name none. `big_files` is how many large files are parsed at once.
+    name none. `parsers` is how many files the parser takes at once.
     """
 
     def __init__(
@@ -110,7 +113,7 @@ class Pipeline:
         embedder_of: Callable[[str], Embedder],
         *,
         default_embedding: str,
-        big_files: int = 1,
+        parsers: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._database = database
@@ -118,14 +121,17 @@ class Pipeline:
         self._parsed_files = parsed_files
         self._embedder_of = embedder_of
         self._default_embedding = default_embedding
-        self._big_files = asyncio.Semaphore(big_files)
+        self._parsers_a_tenant = max(1, parsers - 1)
+        self._big_files = asyncio.Semaphore(self._parsers_a_tenant)
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        """Of each tenant: files that do their worst to a parser leave one to the others."""
         self._long = asyncio.Semaphore(LONG_AT_ONCE)
         self._clock = clock
         self._counters: dict[str, TokenCounter] = {}
         """By fingerprint: as few as the models."""
 
     async def run(self, job: ClaimedJob, progress: Progress | None = None) -> Outcome:
-        """Raises ParseFailed, ServingError, WrongModel, LeaseLost, ParsedElsewhere, TooManyBigFiles; on any of them
+        """Raises ParseFailed, ServingError, WrongModel, LeaseLost, ParsedElsewhere, ParsersTaken; on any of them
         nothing became searchable.
         """
         progress = progress or Progress()
@@ -180,13 +186,20 @@ class Pipeline:
             )
 
     async def _parse(self, job: ClaimedJob, work: _Work, progress: Progress) -> None:
-        if work.size_bytes < BIG_FILE_BYTES:
-            await self._parsed_files.parse(job, work.file, work.arrivals, progress)
-            return
-        if self._big_files.locked():
-            raise TooManyBigFiles
-        async with self._big_files:
-            await self._parsed_files.parse(job, work.file, work.arrivals, progress)
+        is_big = work.size_bytes >= BIG_FILE_BYTES
+        if is_big and self._big_files.locked():
+            raise ParsersTaken
+        turns = self._turns.setdefault(job.tenant_id, asyncio.Semaphore(self._parsers_a_tenant))
+        try:
+            async with asyncio.timeout(PARSER_PATIENCE_S):
+                await turns.acquire()
+        except TimeoutError as error:
+            raise ParsersTaken from error
+        try:
+            async with self._big_files if is_big else nullcontext():
+                await self._parsed_files.parse(job, work.file, work.arrivals, progress)
+        finally:
+            turns.release()
 
     async def _embed_parts(
         self, job: ClaimedJob, work: _Work, embedder: Embedder, model: EmbeddingModel, progress: Progress

@@ -15,7 +15,7 @@ from ingest import jobs
 from ingest.elements import ParseFailed
 from ingest.jobs import ClaimedJob, LeaseLost, Progress
 from ingest.parsed_files import ParsedElsewhere
-from ingest.pipeline import Outcome, Pipeline, TooManyBigFiles, WrongModel
+from ingest.pipeline import Outcome, ParsersTaken, Pipeline, WrongModel
 from ingest.rebuilds import tend
 from retrieval.database import Database
 from retrieval.tables import WorkerBeat
@@ -76,7 +76,7 @@ def verdict(error: Exception) -> Permanent | Retry | Wait:
                 code="embedding_model_removed",
                 message=f"{error} Add it to models.embedding again, or add the file to a new vector store.",
             )
-        case ModelUnavailable() | ParsedElsewhere() | TooManyBigFiles():
+        case ModelUnavailable() | ParsedElsewhere() | ParsersTaken():
             return Wait(delay_s=LOOK_AGAIN_S)
         case Overloaded():
             return Wait(delay_s=error.retry_after_s)

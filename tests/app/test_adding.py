@@ -22,6 +22,8 @@ from tests.app.alone import Alone, api_alone
 from tests.serving.hosting import served, until
 from tests.stack import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Desk(Alone):

@@ -15,6 +15,8 @@ from retrieval.scope import Scope
 from retrieval.views import IndexViews
 from tests.retrieval.shelf import Shelf
 
+pytestmark = pytest.mark.slow
+
 
 async def until(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):

@@ -12,6 +12,8 @@ from serving.client import ModelsClient
 from tests.app.conftest import Api, opened_api, served_models
 from tests.serving.hosting import MINILM, NO_MINILM
 
+pytestmark = pytest.mark.slow
+
 HALL = "The iron key of the vault hangs in the hall."
 HARBOUR = "The harbour master of Vellmouth is Ondine Marsh."
 

@@ -15,6 +15,8 @@ from ingest.tokens import TokenCounter
 from retrieval.places import Box, Place, under_headings
 from tests.parts import joined
 
+pytestmark = pytest.mark.slow
+
 MINILM = Path(__file__).parents[2] / "data" / "models" / "all-MiniLM-L6-v2" / "tokenizer.json"
 
 

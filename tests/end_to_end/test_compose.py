@@ -31,6 +31,8 @@ from tests.compose import (
 from tests.postgres import BINARIES, PostgresServer
 from tests.stack import ENGINE_PYTHON, MODELS, ROOT, free_port
 
+pytestmark = pytest.mark.slow
+
 FILE = ROOT / "docker-compose.yml"
 SECRETS = {
     "POSTGRES_PASSWORD": "postgres/secret@with:signs",

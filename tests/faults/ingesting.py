@@ -159,7 +159,7 @@ class Ingesting:
     def statuses(self) -> dict[DocumentStatus, int]:
         counted = select(Document.status, func.count()).group_by(Document.status)
         with self.database.read() as session:
-            return dict(session.execute(counted).tuples().all())
+            return dict(session.execute(counted).all())
 
     def chunks(self) -> dict[tuple[str, str], list[ChunkRow]]:
         """Of each document, by the names of its collection and file."""

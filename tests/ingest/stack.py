@@ -91,7 +91,7 @@ class Stack:
         self.pipeline = self.pipeline_with(self.embedder)
         self.collection = new_collection(database, scope)
 
-    def pipeline_with(self, *embedders: FakeEmbedder) -> Pipeline:
+    def pipeline_with(self, *embedders: FakeEmbedder, parsers: int = 8) -> Pipeline:
         """The first is the default."""
         by_alias = {embedder.name: embedder for embedder in embedders}
 
@@ -110,6 +110,7 @@ class Stack:
             parsed_files,
             embedder_of,
             default_embedding=default,
+            parsers=parsers,
             clock=self.clock,
         )
 

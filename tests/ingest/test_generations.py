@@ -35,6 +35,8 @@ from serving.protocols import Lane, TextRefused
 from tests.fakes import FakeEmbedder
 from tests.ingest.stack import LEASE_S, PARAGRAPHS, Stack
 
+pytestmark = pytest.mark.slow
+
 LETTERS = [
     "\n\n".join(f"{paragraph} So says letter {number}." for paragraph in PARAGRAPHS) for number in range(4)
 ]

@@ -10,6 +10,8 @@ from ingest.elements import Parsed, ParseFailed, ParseFailure, ParseOptions
 from ingest.parse.images import parse_image
 from tests.ingest.pdf_files import Document, needs_tesseract, picture
 
+pytestmark = pytest.mark.slow
+
 LINES = ["The strongroom lies below the hill.", "Its key hangs in the hall."]
 ORIENTATION = 0x0112
 

@@ -13,7 +13,7 @@ from ingest.elements import Attachment, ElementKind, Parsed, ParseOptions
 from ingest.jobs import LeaseLost, Progress
 from ingest.parse.build import DocumentBuilder, Line
 from ingest.parsed_files import ParsedElsewhere
-from ingest.pipeline import Outcome
+from ingest.pipeline import Outcome, ParsersTaken
 from retrieval import catalog
 from retrieval.database import Database
 from retrieval.passages import read_text
@@ -356,3 +356,21 @@ async def test_a_lost_lease_writes_no_part(stack: Stack) -> None:
     with pytest.raises(LeaseLost):
         await stack.pipeline.run(job)
     assert stack.count(Chunk) == 0
+
+
+async def test_files_that_keep_a_parser_busy_leave_one_to_other_tenants(
+    stack: Stack, parser: PartsParser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "PARSER_PATIENCE_S", 0.05)
+    narrow = stack.pipeline_with(stack.embedder, parsers=2)
+    stack.add("A letter that takes its parser long.")
+    stack.add("Another one of the same tenant.")
+    parser.hold_before = 0
+    first = asyncio.create_task(narrow.run(stack.claim()))
+    await parser.waits.wait()
+    waiting = stack.claim()
+    with pytest.raises(ParsersTaken):
+        await narrow.run(waiting)
+    parser.go_on.set()
+    assert await first is Outcome.DONE
+    assert await narrow.run(waiting) is Outcome.DONE

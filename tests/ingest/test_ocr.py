@@ -7,7 +7,7 @@ from ingest.elements import ParseFailed, ParseFailure
 from ingest.parse.ocr import PROGRAMS, Tesseract
 from tests.ingest.pdf_files import needs_tesseract, picture
 
-pytestmark = needs_tesseract
+pytestmark = [needs_tesseract, pytest.mark.slow]
 
 
 @pytest.fixture

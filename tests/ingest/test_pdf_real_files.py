@@ -9,6 +9,8 @@ from ingest.elements import ElementKind, ParseFailed, ParseFailure, ParseOptions
 from ingest.parse.images import parse_image
 from tests.ingest.pdf_files import Document, needs_tesseract, read
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 BY_FORMAT = SHARED / "docs_by_format"
 REPORTS = SHARED / "financebench" / "pdfs"

@@ -21,6 +21,8 @@ from tests.ingest.pdf_files import (
     write_pdf,
 )
 
+pytestmark = pytest.mark.slow
+
 NO_PROGRAMS = "/nonexistent"
 LINES = ["The strongroom lies below the hill.", "Its key hangs in the hall.", "Nobody enters it alone."]
 

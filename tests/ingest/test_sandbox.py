@@ -20,6 +20,8 @@ from ingest.parse.confine import Isolation
 from ingest.sandbox import ParserLimits, ParserPool
 from tests.parts import joined
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[2]
 WILD = "tests.ingest.wild_child"
 LIMITS = ParserLimits(

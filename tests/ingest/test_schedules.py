@@ -28,6 +28,8 @@ from retrieval.tables import Collection, Document, File, Leadership, Source, Swe
 from tests.ingest.sources.watched import Watched
 from tests.ingest.stack import SEALER, Clock
 
+pytestmark = pytest.mark.slow
+
 TAKE_OVER_S = 15.0
 
 

@@ -17,6 +17,8 @@ from app.evaluation.runs import REPORT, Cited, read_run
 from tests.app.evaluation.conftest import Commands
 from tests.app.evaluation.test_runs import check_is_harmless
 
+pytestmark = pytest.mark.slow
+
 HARBOUR = "The harbour master of Vellmouth is Ondine Marsh. The harbour has 41 berths for boats."
 TOWER = "The Lamp Tower of Vellmouth has 118 steps and was lit first in the spring of 1871."
 

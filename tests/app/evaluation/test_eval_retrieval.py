@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from app.evaluation.beir import file_name, read_beir
 from app.evaluation.retrieval import ingest_corpus
 from app.evaluation.runs import BEGUN, OUTCOMES, REPORT, RUN, read_run
@@ -10,6 +12,8 @@ from app.terminal import console
 from tests.app.evaluation.beir_folder import DOCUMENTS, JUDGED, write_beir
 from tests.app.evaluation.conftest import Commands
 from tests.app.evaluation.test_runs import check_is_harmless
+
+pytestmark = pytest.mark.slow
 
 STAGES = ("bm25", "dense", "fused", "reranked")
 

@@ -6,6 +6,8 @@ import pytest
 
 from tests.ingest.sources.watched import Watched
 
+pytestmark = pytest.mark.slow
+
 FILES = 1_000
 ROUNDS = 2
 CHANGES = 250
