@@ -47,6 +47,7 @@ cli.add_typer(keys_cli, name="keys")
 cli.add_typer(sources_cli, name="sources")
 cli.add_typer(eval_cli, name="eval")
 cli.add_typer(collections_cli, name="collections")
+WORKER_NICENESS = 10
 SAMPLES_COLLECTION = "samples"
 QUESTIONS_FILE = "questions.json"
 """Stands beside the samples, and is not one of them: questions with the passages that answer them."""
@@ -285,6 +286,8 @@ async def _print_answer(remote: Remote, question: str, model: str) -> None:
 
 
 async def _work(settings: Settings) -> None:
+    # Where cores are scarce, people who wait go first; its parsers inherit this.
+    os.nice(WORKER_NICENESS)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
