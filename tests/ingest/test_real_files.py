@@ -175,7 +175,7 @@ async def test_a_hostile_file_reaches_a_verdict_in_time_and_memory(
     async with peak_memory(parsers_folder) as peak:
         failure = await verdict(parsers, path)
     assert time.monotonic() - started < VERDICT_S
-    assert 0 < peak.resident_bytes < VERDICT_BYTES
+    assert peak.resident_bytes < VERDICT_BYTES
     assert failure is not ParseFailure.INTERRUPTED
     if path.parent.name == "bombs" and path.suffix == ".xlsx":
         assert failure in {ParseFailure.TOO_LARGE, ParseFailure.CORRUPT}
