@@ -75,7 +75,7 @@ class StorageSettings(Section):
     database_url: str = Field(
         "", description="postgresql://user:password@host/name; empty for the embedded database."
     )
-    max_upload_bytes: int = Field(512 * MIB, ge=1, description="Largest file that an upload may hold.")
+    max_upload_bytes: int = Field(2048 * MIB, ge=1, description="Largest file that an upload may hold.")
 
 
 class ModelsSettings(Section):
