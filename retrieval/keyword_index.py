@@ -40,6 +40,8 @@ class TantivyKeywordIndex:
         self._analyzer = english_analyzer()
         self._index = tantivy.Index(self._schema)
         self._index.register_tokenizer("english", self._analyzer)
+        # `apply` reloads it. When tantivy does so too, each waits 100 ms for the other's lock.
+        self._index.config_reader(reload_policy="manual")
         self._chunk_ids: set[int] = set()
         self._lock = threading.Lock()
 
