@@ -22,6 +22,8 @@ from retrieval.tables import Role, Source
 from tests.app.conftest import Api
 from tests.serving.hosting import served
 
+pytestmark = pytest.mark.slow
+
 Json = dict[str, Any]
 
 

@@ -14,6 +14,8 @@ from ingest.sources.sweep import SweepStopped
 from retrieval.catalog import delete_file
 from tests.ingest.sources.watched import Watched, replace_in_place
 
+pytestmark = pytest.mark.slow
+
 VAULT = "The vault of the archive opens at nine."
 KEY = "The key to the cellar hangs in the hall."
 WHALES = "Whales feed on krill in the cold sea."
