@@ -9,7 +9,8 @@ from sqlalchemy import Select, delete, select, update
 from sqlalchemy.orm import Session
 
 from retrieval.chunks import discard_staged
-from retrieval.tables import NEVER, Collection, Document, DocumentStatus, Job, JobState
+from retrieval.scope import Scope
+from retrieval.tables import NEVER, Collection, Document, DocumentStatus, Job, JobState, Role
 
 
 class LeaseLost(Exception):
@@ -27,6 +28,11 @@ class ClaimedJob:
     """Counts failures that were not waits, from 0."""
     next_part: int
     lease: str
+
+    @property
+    def scope(self) -> Scope:
+        """The tenant's, for what is written on its behalf: no key is at hand."""
+        return Scope(tenant_id=self.tenant_id, key_id="", role=Role.WRITER)
 
 
 @dataclass

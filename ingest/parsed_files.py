@@ -24,8 +24,7 @@ from ingest.sealing import Sealer
 from retrieval.blobs import BlobStore
 from retrieval.catalog import NewFile, add_file, lock_tenant
 from retrieval.database import Database
-from retrieval.scope import Scope
-from retrieval.tables import Blob, File, Job, ParsedFile, Role
+from retrieval.tables import Blob, File, Job, ParsedFile
 from retrieval.tables import ParsedPart as StoredPart
 from retrieval.together import in_thread
 
@@ -265,7 +264,7 @@ class ParsedFiles:
                     path=attachment.name,
                     parent_id=outer.file_id,
                 )
-                file, is_new_blob = add_file(session, _worker_scope(job), new, now=self._clock())
+                file, is_new_blob = add_file(session, job.scope, new, now=self._clock())
                 if is_new_blob:
                     self._blobs.keep(received, file.blob_id)
 
@@ -293,7 +292,7 @@ def inner_files(session: Session, job: ClaimedJob, file: FileToParse, *, now: fl
             path=inner.path,
             parent_id=file.file_id,
         )
-        own.append(add_file(session, _worker_scope(job), new, now=now)[0])
+        own.append(add_file(session, job.scope, new, now=now)[0])
     return own
 
 
@@ -310,10 +309,6 @@ def _has_inner_files(session: Session, blob_id: str) -> bool:
     outer = aliased(File)
     inner = select(File.id).join(outer, File.parent_id == outer.id).where(outer.blob_id == blob_id)
     return session.scalar(inner.limit(1)) is not None
-
-
-def _worker_scope(job: ClaimedJob) -> Scope:
-    return Scope(tenant_id=job.tenant_id, key_id="", role=Role.WRITER)
 
 
 def _stored(file: FileToParse, number: int, part: ParsedPart) -> StoredPart:

@@ -25,8 +25,7 @@ from retrieval.chunks import log_chunks
 from retrieval.database import Database
 from retrieval.duplicates import similarity_hash
 from retrieval.places import places_to_rows, under_headings
-from retrieval.scope import Scope
-from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File, Generation, Job, LogOp, Role
+from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File, Generation, Job, LogOp
 from retrieval.together import in_thread, together
 from serving.protocols import Embedder, EmbeddingModel, Lane
 
@@ -317,7 +316,7 @@ class Pipeline:
                 old = session.get(Document, work.replaces_id) if work.replaces_id is not None else None
                 if old is not None:
                     session.flush()
-                    orphans = delete_file(session, _scope(job), old.file_id)
+                    orphans = delete_file(session, job.scope, old.file_id)
         return Outcome.DONE, orphans
 
     def _attach_inner_files(self, job: ClaimedJob, work: _Work) -> None:
@@ -338,7 +337,7 @@ class Pipeline:
                     continue
                 document = attach_file(
                     session,
-                    _scope(job),
+                    job.scope,
                     collection_id=work.collection_id,
                     file_id=file.id,
                     attributes=outer.attributes,
@@ -450,7 +449,3 @@ def _refuse(session: Session, document: Document) -> None:
     document.error_message = "This file inside another is empty or of a type that cannot be read."
     for job in session.scalars(select(Job).where(Job.document_id == document.id)):
         session.delete(job)
-
-
-def _scope(job: ClaimedJob) -> Scope:
-    return Scope(tenant_id=job.tenant_id, key_id="", role=Role.WRITER)
