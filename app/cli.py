@@ -5,48 +5,87 @@ import logging
 import os
 import signal
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import orjson
 import typer
-from rich.table import Column, Table
-from sqlalchemy import select
+import uvloop
+from rich.console import Console
 
-from app.adding import Outcome, PathMissing, add_files, files_under
-from app.api import create_app
-from app.auth import DEFAULT_TENANT, KeyMissing, KeyRing, server_secret
-from app.collections_cli import collections_cli
-from app.eval_cli import eval_cli
-from app.http_server import run_http
+from app.access.audit import audited
+from app.access.auth import KeyHasNoText, KeyMissing
+from app.access.key_files import KeysUnusable
+from app.answers.calibration import CalibrationInvalid, read_calibration
+from app.commands.adding import Outcome, PathMissing, add_files, files_under
+from app.commands.asking import ask, chat, search
+from app.commands.audit import audit_cli
+from app.commands.bench import bench
+from app.commands.collections import collections_cli
+from app.commands.doctor import doctor
+from app.commands.evaluation import eval_cli
+from app.commands.jobs import jobs_cli
+from app.commands.keys import keys_cli
+from app.commands.plan import plan
+from app.commands.remote import Remote, RemoteRefused, RemoteUnreachable
+from app.commands.retention import retention_cli
+from app.commands.sources import sources_cli
+from app.commands.status import status
+from app.commands.terminal import (
+    AsJson,
+    DataDir,
+    KeyFile,
+    Result,
+    Url,
+    console,
+    key_path,
+    print_json,
+    read_key,
+    refuse,
+    with_data_dir,
+    with_remote,
+)
 from app.logs import start_logs
-from app.migrate import SchemaMismatch, check_schema
-from app.remote import Json, Remote, RemoteRefused, RemoteUnreachable
-from app.serve import StartRefused, prepare_data, serve
-from app.services import blobs_dir, keys_dir, open_worker
+from app.measuring.figures import FiguresUnreadable
+from app.observing.tracing import exporting
+from app.running.core_dumps import forbid_core_dumps
+from app.running.garbage import settle
+from app.running.serve import StartRefused, prepare_data, serve
+from app.services import open_worker
 from app.settings import Settings, SettingsInvalid, read_settings
-from app.sources_cli import sources_cli
-from app.terminal import DataDir, KeyFile, Result, Url, console, refuse, with_data_dir, with_remote
-from retrieval.blobs import BlobStore
-from retrieval.database import Database, DatabaseUnavailable, open_database
-from retrieval.tables import Key, Role, Tenant
-from retrieval.verify import differences
+from app.storage.backup import BackupUnusable, back_up, restore
+from app.storage.migrate import SchemaMismatch, check_schema
+from app.storage.opening import Storage, StorageRefused, keys_dir, open_storage
+from retrieval.audit import AuditUnavailable
+from retrieval.database import Database, DatabaseUnavailable
+from retrieval.tables import AuditEvent
+from retrieval.verify import differences, repair
 from retrieval.views import IndexViews
 
 cli = typer.Typer(
     help="Private retrieval-augmented generation on your own machines.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-keys_cli = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
+models_cli = typer.Typer(invoke_without_command=True)
 cli.add_typer(keys_cli, name="keys")
+cli.add_typer(models_cli, name="models")
 cli.add_typer(sources_cli, name="sources")
 cli.add_typer(eval_cli, name="eval")
 cli.add_typer(collections_cli, name="collections")
+cli.add_typer(audit_cli, name="audit")
+cli.add_typer(retention_cli, name="retention")
+cli.add_typer(jobs_cli, name="jobs")
+cli.command("ask")(ask)
+cli.command("chat")(chat)
+cli.command("search")(search)
+cli.command("status")(status)
+cli.command("doctor")(doctor)
+cli.command("bench")(bench)
+cli.command("plan")(plan)
 WORKER_NICENESS = 10
 SAMPLES_COLLECTION = "samples"
 QUESTIONS_FILE = "questions.json"
@@ -55,6 +94,7 @@ WELCOME = """
 Strongroom is ready.
   Base URL   {url}/v1
   Key file   {key_file}
+  Console    {console}
 
 Ask with curl:
   curl -N {url}/v1/chat/completions -H "Authorization: Bearer $(cat {key_file})" \\
@@ -76,12 +116,19 @@ def main() -> None:
         cli()
     except (
         SettingsInvalid,
+        CalibrationInvalid,
         StartRefused,
         SchemaMismatch,
         DatabaseUnavailable,
+        AuditUnavailable,
         KeyMissing,
+        KeyHasNoText,
+        KeysUnusable,
+        StorageRefused,
+        BackupUnusable,
         PathMissing,
         RemoteRefused,
+        FiguresUnreadable,
     ) as error:
         refuse(str(error))
 
@@ -107,16 +154,30 @@ def api() -> None:
     """Run the api role: HTTP, search, chat."""
     settings = read_settings()
     start_logs("api", settings.server.log_level)
+    forbid_core_dumps()
     _check_database(settings)
-    run_http(create_app(settings), settings.server.host, settings.server.port)
+    read_calibration(settings.storage.data_dir, reranker=settings.models.default_reranker)
+    # A program of its own, since its imports would cost every other command most of its start.
+    os.execv(sys.executable, [sys.executable, "-m", "app.running.api_role"])  # noqa: S606
 
 
-@cli.command()
-def models() -> None:
-    """Run the models role: embedding and reranking."""
+@models_cli.callback()
+def models(context: typer.Context) -> None:
+    """Run the models role: embedding and reranking. `pull` fetches a model, once."""
+    if context.invoked_subcommand is not None:
+        return
     read_settings()
+    forbid_core_dumps()
     # A program of its own, since importing torch costs every other command seconds and 300 MB.
-    os.execv(sys.executable, [sys.executable, "-m", "app.models_role"])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "app.running.models_role"])  # noqa: S606
+
+
+@models_cli.command("pull")
+def pull_model(name: Annotated[str, typer.Argument(help="OWNER/MODEL, as the hub has it.")]) -> None:
+    """Fetch a model into the models folder: the only command that goes to a hub."""
+    read_settings()
+    # A program of its own as well: the hub's library takes long to import.
+    os.execv(sys.executable, [sys.executable, "-m", "app.running.pulling", name])  # noqa: S606
 
 
 @cli.command()
@@ -124,20 +185,25 @@ def worker() -> None:
     """Run the worker role: ingestion."""
     settings = read_settings()
     start_logs("worker", settings.server.log_level)
+    forbid_core_dumps()
     _check_database(settings)
-    asyncio.run(_work(settings))
+    settle()
+    with exporting(settings.traces, "worker"):
+        uvloop.run(_work(settings))
 
 
 @cli.command("migrate")
 def migrate_command(data_dir: DataDir = None) -> None:
-    """Bring the database to this version's tables, and make secrets and the first key if they are missing."""
-    key_file = prepare_data(with_data_dir(data_dir))
+    """Bring the data folder to this version: tables, encryption, and secrets and the first key if they are missing."""
+    key_file = prepare_data(with_data_dir(data_dir), encrypts=console.print)
     console.print(f"The database is up to date. The first key is in {key_file}.", soft_wrap=True)
 
 
 @cli.command()
 def add(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders.")],
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files, folders, and patterns such as 'letters/**/*.pdf'.")
+    ],
     collection: Annotated[
         str, typer.Option(help="Name or id of the collection; made if it is missing.")
     ] = "documents",
@@ -153,107 +219,108 @@ def add(
             hide_input=True,
         ),
     ] = None,
+    as_json: AsJson = False,
     url: Url = "",
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
     """Upload files and folders, and wait until they can be searched."""
     found = files_under(paths)
+    shown = Console(stderr=True) if as_json else console
     if found.left_out:
-        console.print(f"{found.left_out} files of other kinds are left out.")
+        shown.print(f"{found.left_out} files of other kinds are left out.")
     if not found.files:
         refuse(f"No supported file in {', '.join(map(str, paths))}.")
 
     async def run(remote: Remote) -> Outcome:
-        return await add_files(remote, found.files, collection, console=console, password=password, wait=wait)
+        return await add_files(remote, found.files, collection, console=shown, password=password, wait=wait)
 
     try:
         outcome = with_remote(url, key_file, data_dir, run)
     except KeyboardInterrupt:
         raise typer.Exit(130) from None
+    if as_json:
+        failed = [{"path": str(path), "reason": reason} for path, reason in outcome.failures]
+        print_json({"files": len(found.files), "completed": outcome.completed, "failed": failed})
     raise typer.Exit(1 if outcome.failures else 0)
 
 
+@cli.command("mcp")
+def mcp_command(url: Url = "", key_file: KeyFile = None, data_dir: DataDir = None) -> None:
+    """Serve MCP on stdin and stdout, for an application that starts this command: the running server's tools."""
+    settings = with_data_dir(data_dir)
+    read_key(settings, key_file)
+    program = [sys.executable, "-m", "app.context_protocol.relay", url or settings.public_url]
+    os.execv(sys.executable, [*program, str(key_path(settings, key_file))])  # noqa: S606
+
+
 @cli.command()
-def ask(
-    question: Annotated[str, typer.Argument()],
-    collection: Annotated[str | None, typer.Option(help="Search this collection only.")] = None,
+def verify(
+    repairs: Annotated[
+        bool, typer.Option("--repair", help="Heal first what the tables can heal, and show what is left.")
+    ] = False,
     url: Url = "",
     key_file: KeyFile = None,
     data_dir: DataDir = None,
 ) -> None:
-    """Ask the documents; the answer streams, then its citations follow."""
-    model = f"rag/{collection}" if collection else "rag"
-    with_remote(url, key_file, data_dir, lambda remote: _print_answer(remote, question, model))
-
-
-@cli.command()
-def verify(url: Url = "", key_file: KeyFile = None, data_dir: DataDir = None) -> None:
     """Prove that indexes, tables and blobs agree: those of the running server, or of the data folder at rest."""
     settings = with_data_dir(data_dir)
     try:
         where = url or settings.public_url
-        found = with_remote(url, key_file, data_dir, lambda remote: remote.verify())
+        found = with_remote(url, key_file, data_dir, lambda remote: remote.verify(repairs=repairs))
     except RemoteUnreachable:
         where = str(settings.storage.data_dir)
-        blobs = BlobStore(blobs_dir(settings))
-        found = _with_database(settings, lambda database: list(differences(database, blobs, IndexViews())))
+        with _storage(settings) as storage:
+            if repairs:
+                with audited(storage.database, AuditEvent.REPAIRED):
+                    repair(storage.database, storage.blobs, IndexViews())
+            found = list(differences(storage.database, storage.blobs, IndexViews()))
     for difference in found:
         console.print(difference, style="red")
     console.print(f"{where}: {len(found)} differences.")
     raise typer.Exit(1 if found else 0)
 
 
-@keys_cli.command("add")
-def add_key(
-    name: Annotated[str, typer.Argument(help="What the key is for.")],
-    role: Annotated[Role, typer.Option(help="What it may do.")] = Role.READER,
-    tenant: Annotated[
-        str, typer.Option(help="Whose documents it sees; made if it is missing.")
-    ] = DEFAULT_TENANT,
+@cli.command()
+def backup(
+    path: Annotated[Path, typer.Argument(help="The archive to make.")],
+    with_master_key: Annotated[
+        bool,
+        typer.Option(help="Put the master key into the archive: whoever has it can then read everything."),
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Make a key and print it: it is shown this once."""
+    """Save database, files and settings as one encrypted archive, also while all runs."""
     settings = with_data_dir(data_dir)
-
-    def make(database: Database) -> str:
-        with database.write() as session:
-            ring = KeyRing(database, server_secret(keys_dir(settings)))
-            return ring.add(session, tenant_name=tenant, name=name, role=role, now=time.time())[1]
-
-    typer.echo(_with_database(settings, make))
+    with _storage(settings) as storage, audited(storage.database, AuditEvent.BACKED_UP):
+        back_up(settings, storage, path, with_master_key=with_master_key)
+    console.print(f"{path} holds all of {settings.storage.data_dir}.", soft_wrap=True)
+    if not with_master_key:
+        console.print("It opens with the master key alone: keep that elsewhere.")
 
 
-@keys_cli.command("list")
-def list_keys(data_dir: DataDir = None) -> None:
-    """List keys, without their text, which is stored nowhere."""
-
-    def rows(database: Database) -> list[tuple[str, ...]]:
-        with database.read() as session:
-            found = session.execute(select(Key, Tenant.name).join(Tenant, Tenant.id == Key.tenant_id))
-            return [
-                (key.id, tenant, key.name, key.role.value, "revoked" if key.revoked_at else "active")
-                for key, tenant in found
-            ]
-
-    # An id that is cut at a narrow terminal's edge could not be revoked.
-    table = Table(Column("id", no_wrap=True, min_width=28), "tenant", "name", "role", "state")
-    for row in _with_database(with_data_dir(data_dir), rows):
-        table.add_row(*row)
-    console.print(table)
-
-
-@keys_cli.command("revoke")
-def revoke_key(key_id: Annotated[str, typer.Argument()], data_dir: DataDir = None) -> None:
-    """Make a key worthless, within a second, in every process."""
+@cli.command("restore")
+def restore_command(
+    path: Annotated[Path, typer.Argument(help="The archive.")],
+    ledger: Annotated[
+        Path | None,
+        typer.Option(
+            help="A later deletions.ledger: what was deleted after the backup is deleted again by it."
+        ),
+    ] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Put a backup into an empty data folder, and prove that it is whole."""
     settings = with_data_dir(data_dir)
-
-    def revoke(database: Database) -> None:
-        with database.write() as session:
-            KeyRing(database, server_secret(keys_dir(settings))).revoke(session, key_id, now=time.time())
-
-    _with_database(settings, revoke)
-    console.print(f"{key_id} is revoked.")
+    restored = restore(settings, path, newer_ledger=ledger)
+    for difference in restored.differences:
+        console.print(difference, style="red")
+    console.print(
+        f"{settings.storage.data_dir}: restored, {restored.deleted_again} deleted again, "
+        f"{len(restored.differences)} differences.",
+        soft_wrap=True,
+    )
+    raise typer.Exit(1 if restored.differences else 0)
 
 
 async def _welcome(settings: Settings, remote: Remote, *, samples: Path | None) -> None:
@@ -268,21 +335,10 @@ async def _welcome(settings: Settings, remote: Remote, *, samples: Path | None) 
             await add_files(remote, new, SAMPLES_COLLECTION, console=console)
         question = orjson.loads((samples / QUESTIONS_FILE).read_bytes())[0]["question"]
     key_file = keys_dir(settings) / "admin.key"
-    typer.echo(WELCOME.format(url=settings.public_url, key_file=key_file, question=question))
-
-
-async def _print_answer(remote: Remote, question: str, model: str) -> None:
-    annotations: list[Json] = []
-    async for chunk in remote.ask(question, model):
-        for choice in chunk["choices"]:
-            typer.echo(choice["delta"].get("content") or "", nl=False)
-            annotations += choice["delta"].get("annotations") or []
-    typer.echo()
-    for each in annotations:
-        page = f", page {each['page']}" if each["page"] else ""
-        console.print(f"\n[{each['index']}] {each['filename']}{page}", style="bold", markup=False)
-        console.print(f"“{each['quote']}”", markup=False)
-        console.print(each["url_citation"]["url"], style="dim", markup=False, soft_wrap=True)
+    # A link is a key for a while: shown only where nobody but this machine can follow it.
+    on_loopback = settings.server.host in ("127.0.0.1", "::1", "localhost")
+    link = await remote.sign_in_link() if on_loopback else settings.public_url
+    typer.echo(WELCOME.format(url=settings.public_url, key_file=key_file, question=question, console=link))
 
 
 async def _work(settings: Settings) -> None:
@@ -308,12 +364,15 @@ def _check_database(settings: Settings) -> None:
 
 
 def _with_database(settings: Settings, use: Callable[[Database], Result]) -> Result:
-    database = open_database(settings.database_url)
-    try:
-        database.check()
-        return use(database)
-    finally:
-        database.close()
+    with _storage(settings) as storage:
+        return use(storage.database)
+
+
+@contextmanager
+def _storage(settings: Settings) -> Iterator[Storage]:
+    with open_storage(settings) as storage:
+        storage.database.check()
+        yield storage
 
 
 if __name__ == "__main__":

@@ -8,12 +8,14 @@ from typing import Any
 
 import orjson
 
+from serving.request_ids import REQUEST_ID
+
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _EVENTS_ONLY = "strongroom"
 
 
 class EventFormatter(logging.Formatter):
-    """Writes time, level, role, event and fields.
+    """Writes time, level, role, event, the id of the request that it is part of, and fields.
 
     Of an error only its type and the code lines that it passed are kept: messages of libraries may quote what
     they were given, which may be a document. For the same reason messages of foreign loggers are left out.
@@ -32,6 +34,8 @@ class EventFormatter(logging.Formatter):
             "role": self._role,
             "event": record.getMessage() if own else f"{record.name}:{record.funcName}:{record.lineno}",
         }
+        if (request_id := REQUEST_ID.get()) is not None:
+            event["request"] = request_id
         event |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info and record.exc_info[0] is not None:
             event["error"] = record.exc_info[0].__name__

@@ -9,11 +9,17 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Literal, Protocol, Self
 
 import orjson
 
 from retrieval.places import Box, Place
+
+
+class Openable(Protocol):
+    """A file on disk, or bytes that are read like one."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO: ...
 
 
 class ElementKind(StrEnum):
@@ -150,6 +156,8 @@ class ParseOptions:
     """Tesseract's names, joined by +."""
     depth: int = 0
     """In how many archives and mails the file lies."""
+    page: int = 1
+    """Which one to draw, where pages are drawn."""
 
 
 class ParseFailure(StrEnum):

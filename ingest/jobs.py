@@ -4,17 +4,24 @@ import math
 import secrets
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
+from typing import TypeVar
 
-from sqlalchemy import Select, delete, select, update
+from sqlalchemy import Select, Update, delete, select, update
 from sqlalchemy.orm import Session
 
 from retrieval.chunks import discard_staged
-from retrieval.scope import Scope
-from retrieval.tables import NEVER, Collection, Document, DocumentStatus, Job, JobState, Role
+from retrieval.scope import Scope, within
+from retrieval.tables import NEVER, Collection, Document, DocumentStatus, Job, JobState
+
+LONGEST_WAIT_S = 1_200.0
+"""Longer than any job is put off, and than any lease."""
 
 
 class LeaseLost(Exception):
     """Another worker claimed the job, or its document was deleted: nothing that was made of it may be written."""
+
+
+Jobs = TypeVar("Jobs", Select[int], Update)
 
 
 @dataclass(frozen=True)
@@ -28,15 +35,18 @@ class ClaimedJob:
     """Counts failures that were not waits, from 0."""
     next_part: int
     lease: str
+    trace: str | None = None
+    request_id: str | None = None
+    """Both of the request that queued it."""
 
     @property
     def scope(self) -> Scope:
         """The tenant's, for what is written on its behalf: no key is at hand."""
-        return Scope(tenant_id=self.tenant_id, key_id="", role=Role.WRITER)
+        return within(self.tenant_id, "ingestion")
 
 
 @dataclass
-class Progress:
+class JobProgress:
     """What a running job does now, for people. Written to SQL once a second, by the worker."""
 
     step: str = "queued"
@@ -49,6 +59,16 @@ class Progress:
 def any_due(session: Session, *, now: float) -> bool:
     """A cheap look without a lock, before `claim` takes one."""
     return session.scalar(select(Job.id).where(Job.due_at <= now).limit(1)) is not None
+
+
+def wait_too_long(session: Session, *, now: float) -> bool:
+    """Whether the clock was set back since a job was put off."""
+    return session.scalar(_put_off_too_long(select(Job.id), now).limit(1)) is not None
+
+
+def pull_back(session: Session, *, now: float) -> None:
+    """After a clock was set back. A lease among them is lost: its job begins anew, as after a crash."""
+    session.execute(_put_off_too_long(update(Job), now).values(due_at=now))
 
 
 def claim(
@@ -83,6 +103,8 @@ def claim(
             attempt=job.attempt,
             next_part=job.next_part,
             lease=str(lease["lease"]),
+            trace=job.trace,
+            request_id=job.request_id,
         )
         for job, lease in zip(taken, leases, strict=True)
     ]
@@ -98,7 +120,7 @@ def held(session: Session, leases: Sequence[str]) -> Set[str]:
     return {lease for lease in rows if lease is not None}
 
 
-def tell(session: Session, job: ClaimedJob, progress: Progress) -> None:
+def tell(session: Session, job: ClaimedJob, progress: JobProgress) -> None:
     session.execute(
         update(Job)
         .where(Job.id == job.job_id, Job.lease == job.lease)
@@ -179,6 +201,10 @@ def give_back_all(session: Session, leases: Sequence[str], *, now: float) -> Non
     session.execute(
         update(Job).where(Job.lease.in_(leases)).values(state=JobState.QUEUED, due_at=now, lease=None)
     )
+
+
+def _put_off_too_long(jobs: Jobs, now: float) -> Jobs:
+    return jobs.where(Job.due_at > now + LONGEST_WAIT_S, Job.due_at < NEVER)
 
 
 def _due(background: bool, now: float) -> Select[Job]:

@@ -10,9 +10,10 @@ Errors:
 
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from types import MappingProxyType
 
+from ingest.elements import Openable
 from ingest.encodings import SAMPLE_BYTES, first_text, is_text
 from ingest.kinds import EXTENSIONS, FOREIGN_EXTENSIONS, KIND_NAMES, Foreign, MediaType
 from ingest.signatures import binary_kind
@@ -45,13 +46,13 @@ class EmptyFile(Exception):
         self.filename = filename
 
 
-def detect(path: Path, filename: str) -> MediaType:
-    """The media type of the file at `path`, which its owner calls `filename`.
+def detect(content: Openable, filename: str) -> MediaType:
+    """The media type of a file, which its owner calls `filename`.
 
     Reads the first 64 KiB, and of containers the directory. Raises UnsupportedMediaType, EmptyFile.
     """
     extension = _extension(filename)
-    with path.open("rb") as file:
+    with content.open("rb") as file:
         head = file.read(SAMPLE_BYTES)
         if not head.strip(b"\x00\t\n\r "):
             if len(head) < SAMPLE_BYTES:

@@ -1,30 +1,31 @@
 """Parses a file once, into parts in SQL; what lies inside it becomes files of its own. For the pipeline.
 
-A small file is one part, kept in one transaction with the word that it is whole. A large one is kept part by part
-under the lease of the job that parses it, so that others wait for it, and start again if it dies.
+A file that is parsed and embedded in a moment is kept with the chunks of the document that it was parsed for. A larger
+one is kept part by part under the lease of the job that parses it, so that others wait for it, or start again if it
+dies.
 """
 
 import asyncio
+import time
 import zlib
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from sqlalchemy import delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session, aliased
 
-from ingest import elements
-from ingest.elements import Attachment, Parsed, ParsedPart, ParseOptions
-from ingest.jobs import ClaimedJob, LeaseLost, Progress
+from ingest.elements import Attachment, Openable, Parsed, ParsedPart, ParseOptions, Progress
+from ingest.jobs import ClaimedJob, JobProgress, LeaseLost
 from ingest.media_types import EmptyFile, UnsupportedMediaType, detect
 from ingest.sealing import Sealer
+from retrieval.access import readers_of
 from retrieval.blobs import BlobStore
 from retrieval.catalog import NewFile, add_file, lock_tenant
 from retrieval.database import Database
-from retrieval.tables import Blob, File, Job, ParsedFile
+from retrieval.tables import Blob, Collection, Document, File, Job, ParsedFile
 from retrieval.tables import ParsedPart as StoredPart
 from retrieval.together import in_thread
 
@@ -32,6 +33,8 @@ UNKNOWN_TYPE = "application/octet-stream"
 """Of a file inside another that is of no known type: its document says so."""
 LARGEST_ATTACHMENT_BYTES = 512 << 20
 COPY_BYTES = 1 << 20
+QUICK_S = 0.5
+"""What was parsed in less is parsed again after a crash, sooner than a write of its own is paid for each small file."""
 DEEPEST = 8
 """Beyond any depth that the parsers open."""
 
@@ -45,7 +48,7 @@ class _KeptAlready(Exception):
 
 
 class Parser(Protocol):
-    def parse(self, path: Path, media_type: str, options: ParseOptions) -> AsyncGenerator[Parsed]:
+    def parse(self, content: Openable, media_type: str, options: ParseOptions) -> AsyncGenerator[Parsed]:
         """Raises ParseFailed. Closing it early ends the work."""
         ...
 
@@ -71,6 +74,9 @@ class Arrivals:
         self.attachments = attachments
         self.only_part: ParsedPart | None = None
         """Of a file that was parsed just now and is one part: saves reading it again."""
+        self.page_count: int | None = None
+        self.is_kept = True
+        """False of a file that was parsed in a moment, until its one part, if it has text, is in SQL."""
         self._news = asyncio.Condition()
 
     async def has(self, number: int) -> bool:
@@ -132,7 +138,9 @@ class ParsedFiles:
             raise LeaseLost
         return ParsedPart.from_json(stored.text, zlib.decompress(stored.elements))
 
-    async def parse(self, job: ClaimedJob, file: FileToParse, arrivals: Arrivals, progress: Progress) -> None:
+    async def parse(
+        self, job: ClaimedJob, file: FileToParse, arrivals: Arrivals, progress: JobProgress
+    ) -> None:
         """Has the file parsed, and keeps what comes. Raises ParseFailed, LeaseLost, ParsedElsewhere."""
         options = ParseOptions(
             password=None if file.password is None else self._sealer.open(file.password, owner=file.file_id),
@@ -140,12 +148,13 @@ class ParsedFiles:
             depth=file.depth,
         )
         progress.step, progress.since = "parsing", self._clock()
+        started = time.monotonic()
         page_count: int | None = None
         waiting: ParsedPart | None = None
         count = attachments = 0
         keeps = True
-        path = self._blobs.path(file.blob_id)
-        async with aclosing(self._parser.parse(path, file.media_type, options)) as pieces:
+        content = await in_thread(self._content, file)
+        async with aclosing(self._parser.parse(content, file.media_type, options)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, Attachment):
                     await in_thread(self._keep_attachment, job, file, piece)
@@ -153,19 +162,37 @@ class ParsedFiles:
                     continue
                 page_count = piece.page_count or page_count
                 progress.done, progress.total, progress.unit = _place_of(piece)
-                if isinstance(piece, elements.Progress):
+                if isinstance(piece, Progress):
                     continue
                 if waiting is not None:
                     keeps = keeps and await in_thread(self._keep_part, job, file, count, waiting)
                     count += 1
                     await arrivals.tell(count=count)
                 waiting = piece
-        arrivals.attachments = attachments
+        arrivals.attachments, arrivals.page_count = attachments, page_count
         if waiting is not None and count == 0:
             arrivals.only_part = waiting
-        if keeps:
-            await in_thread(self._keep_rest, job, file, count, waiting, page_count, attachments)
+        if count == attachments == 0 and time.monotonic() - started < QUICK_S:
+            arrivals.is_kept = False
+        elif keeps:
+            await in_thread(self._keep_rest, job, file, count, waiting, arrivals)
         await arrivals.tell(count=count + (waiting is not None), is_whole=True)
+
+    def keep(self, session: Session, job: ClaimedJob, file: FileToParse, arrivals: Arrivals) -> None:
+        """Of a file that was parsed in a moment. Raises ParsedElsewhere."""
+        # Another job may be as far with the same bytes: then only this much is undone, and its text is ours too.
+        with suppress(IntegrityError, _KeptAlready), session.begin_nested():
+            _end(session, self._begin(session, job, file), file, 0, arrivals.only_part, arrivals)
+
+    def _content(self, file: FileToParse) -> Openable:
+        """Raises LeaseLost when the file is gone, Damaged."""
+        with self._database.read() as session:
+            blob = session.get(Blob, file.blob_id)
+            if blob is None:
+                raise LeaseLost
+            content = self._blobs.content(session, blob)
+        # As a path where it can be read as one: a parser gets that as a link and not as a copy.
+        return content.path if content.key is None else content
 
     def _keep_part(self, job: ClaimedJob, file: FileToParse, number: int, part: ParsedPart) -> bool:
         """False when the parts are there already, and only the files inside were wanted again."""
@@ -188,15 +215,12 @@ class ParsedFiles:
         file: FileToParse,
         number: int,
         last: ParsedPart | None,
-        page_count: int | None,
-        attachments: int,
+        arrivals: Arrivals,
     ) -> None:
-        """The last part, and that it was the last. Of a small file, two jobs may get here with the same."""
+        """The last part, and that it was the last. Two jobs may get here with the same bytes."""
         with suppress(IntegrityError, _KeptAlready), self._database.write() as session:
             parsed = self._begin(session, job, file) if number == 0 else self._continue(session, job, file)
-            parsed.lease, parsed.page_count, parsed.attachments = None, page_count, attachments
-            if last is not None:
-                session.add(_stored(file, number, last))
+            _end(session, parsed, file, number, last, arrivals)
 
     def _begin(self, session: Session, job: ClaimedJob, file: FileToParse) -> ParsedFile:
         """Forgets what a dead job left. Raises ParsedElsewhere, _KeptAlready.
@@ -244,14 +268,15 @@ class ParsedFiles:
             received = receiver.finish()
             with self._database.write() as session:
                 lock_tenant(session, job.tenant_id)
-                parent = session.get(File, outer.file_id)
-                if parent is None:
+                parent, document = session.get(File, outer.file_id), session.get(Document, job.document_id)
+                if parent is None or document is None:
                     raise LeaseLost
+                blob = self._blobs.row(session, job.tenant_id, received)
                 is_there = exists().where(
                     File.parent_id == outer.file_id,
                     File.path == attachment.name,
                     File.blob_id == Blob.id,
-                    Blob.sha256 == received.sha256,
+                    Blob.digest == blob.digest,
                 )
                 if session.scalar(select(is_there)):
                     return
@@ -259,14 +284,15 @@ class ParsedFiles:
                     filename=name,
                     purpose=parent.purpose,
                     media_type=media_type,
-                    sha256=received.sha256,
-                    size_bytes=received.size_bytes,
+                    blob=blob,
                     path=attachment.name,
                     parent_id=outer.file_id,
                 )
-                file, is_new_blob = add_file(session, job.scope, new, now=self._clock())
+                inner, is_new_blob = add_file(session, job.scope, new, now=self._clock())
+                # It has no document of its own yet.
+                inner.readers = readers_of(session.get_one(Collection, document.collection_id), document)
                 if is_new_blob:
-                    self._blobs.keep(received, file.blob_id)
+                    self._blobs.keep(received)
 
 
 def inner_files(session: Session, job: ClaimedJob, file: FileToParse, *, now: float) -> list[File]:
@@ -282,13 +308,11 @@ def inner_files(session: Session, job: ClaimedJob, file: FileToParse, *, now: fl
         .limit(1)
     )
     for inner in session.scalars(select(File).where(File.parent_id == twin)) if twin is not None else ():
-        blob = session.get_one(Blob, inner.blob_id)
         new = NewFile(
             filename=inner.filename,
             purpose=inner.purpose,
             media_type=inner.media_type,
-            sha256=blob.sha256,
-            size_bytes=inner.size_bytes,
+            blob=session.get_one(Blob, inner.blob_id),
             path=inner.path,
             parent_id=file.file_id,
         )
@@ -311,6 +335,20 @@ def _has_inner_files(session: Session, blob_id: str) -> bool:
     return session.scalar(inner.limit(1)) is not None
 
 
+def _end(
+    session: Session,
+    parsed: ParsedFile,
+    file: FileToParse,
+    number: int,
+    last: ParsedPart | None,
+    arrivals: Arrivals,
+) -> None:
+    """Adds the last part, if there is text, and that it was the last."""
+    parsed.lease, parsed.page_count, parsed.attachments = None, arrivals.page_count, arrivals.attachments
+    if last is not None:
+        session.add(_stored(file, number, last))
+
+
 def _stored(file: FileToParse, number: int, part: ParsedPart) -> StoredPart:
     return StoredPart(
         blob_id=file.blob_id,
@@ -322,7 +360,7 @@ def _stored(file: FileToParse, number: int, part: ParsedPart) -> StoredPart:
     )
 
 
-def _place_of(piece: ParsedPart | elements.Progress) -> tuple[int, int | None, str]:
+def _place_of(piece: ParsedPart | Progress) -> tuple[int, int | None, str]:
     """How far the parser is: done, total and unit."""
     if piece.pages_done is not None:
         return piece.pages_done, piece.page_count, "pages"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -11,7 +12,7 @@ import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 
-from ingest.elements import Parsed, ParseFailed, ParseFailure, ParseOptions
+from ingest.elements import Openable, Parsed, ParseFailed, ParseFailure, ParseOptions
 from ingest.parse.confine import Isolation, Order, descendants
 from ingest.parse.serve import FRAME_HEAD, FrameKind, Request
 from ingest.parser_answer import ParserAnswer, ParserLimits, senseless_answer, too_much_text
@@ -111,10 +112,10 @@ class ParserProcess:
             raise _no_start()
         self._processes_of_its_own = len(_living(self._process.pid))
 
-    async def parse(self, path: Path, media_type: str, options: ParseOptions) -> AsyncGenerator[Parsed]:
+    async def parse(self, file: Openable, media_type: str, options: ParseOptions) -> AsyncGenerator[Parsed]:
         """What the file holds, as it comes. Raises ParseFailed; closed early, the child is not fit any more."""
         self.fit = False
-        size_mib = await asyncio.to_thread(self._take_in, path) / (1 << 20)
+        size_mib = await asyncio.to_thread(self._take_in, file) / (1 << 20)
         budget_s = self._limits.timeout_s + self._limits.timeout_s_per_mib * size_mib
         request = Request(str(self._folder / _INPUT / _FILE), media_type, budget_s, options)
         answer = ParserAnswer(self._limits, budget_s)
@@ -181,16 +182,26 @@ class ParserProcess:
             await self._process.wait()
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
-    def _take_in(self, path: Path) -> int:
-        """Puts the file where the child may read it, and only it. Its size in bytes."""
-        source, taken = path.resolve(), self._folder / _INPUT / _FILE
+    def _take_in(self, content: Openable) -> int:
+        """Puts the file where the child may read it, and only it. Its size in bytes. Raises ParseFailed (limit)."""
+        taken = self._folder / _INPUT / _FILE
         # A copy must never be written through a link that is left: it would be written to the blob.
         taken.unlink(missing_ok=True)
         try:
-            os.link(source, taken)
-        except OSError:
-            # It lies on another disk, or belongs to another user.
-            shutil.copyfile(source, taken)
+            if isinstance(content, Path):
+                # Fails where it lies on another disk, or belongs to another user.
+                with contextlib.suppress(OSError):
+                    os.link(content.resolve(), taken)
+                    return taken.stat().st_size
+            with content.open("rb") as source, taken.open("xb") as copy:
+                shutil.copyfileobj(source, copy, _COPY_BYTES)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise ParseFailed(
+                ParseFailure.LIMIT,
+                "There is no room to parse this file. Give encryption.memory_folder more memory.",
+            ) from error
         return taken.stat().st_size
 
     async def _send(self, request: Request) -> None:
@@ -263,6 +274,7 @@ _WORK = "work"
 _INPUT = "input"
 _TAKEN = "taken"
 _FILE = "file"
+_COPY_BYTES = 1 << 20
 _SHORT_FRAME_BYTES = 1 << 16
 _KILL_TIMEOUT_S = 5.0
 _DEATH_TIMEOUT_S = 1.0

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +17,19 @@ from sqlalchemy.orm import Session
 from ingest import jobs
 from ingest.chunk import ChunkDraft, split
 from ingest.elements import ParsedPart
-from ingest.jobs import ClaimedJob, LeaseLost, Progress
-from ingest.parsed_files import UNKNOWN_TYPE, Arrivals, FileToParse, ParsedFiles, depth_of, inner_files
+from ingest.jobs import ClaimedJob, JobProgress, LeaseLost
+from ingest.joined import TEXTS_AT_ONCE, JoinedRequests
+from ingest.parsed_files import (
+    UNKNOWN_TYPE,
+    Arrivals,
+    FileToParse,
+    ParsedFiles,
+    depth_of,
+    inner_files,
+)
 from ingest.tokens import TokenCounter
 from retrieval.blobs import BlobStore
-from retrieval.catalog import attach_file, delete_file, lock_tenant
+from retrieval.catalog import attach_file, delete_file, lock_collection, lock_tenant
 from retrieval.chunks import log_chunks
 from retrieval.database import Database
 from retrieval.duplicates import similarity_hash
@@ -28,9 +37,8 @@ from retrieval.places import places_to_rows, under_headings
 from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File, Generation, Job, LogOp
 from retrieval.together import in_thread, together
 from serving.protocols import Embedder, EmbeddingModel, Lane
+from serving.tracing import span
 
-EMBED_AT_ONCE = 64
-"""Texts a request to the models role: a few of its batches, and so few that a letter does not wait for a book."""
 SLICES_AT_ONCE = 2
 """Requests of one document: while one is computed the next is there already. Getting a reply and sending the
 next request takes some milliseconds, as long as a GPU takes for half a slice.
@@ -126,14 +134,16 @@ class Pipeline:
         """Of each tenant: files that do their worst to a parser leave one to the others."""
         self._long = asyncio.Semaphore(LONG_AT_ONCE)
         self._clock = clock
+        self._joined: WeakValueDictionary[tuple[Embedder, Lane, str], JoinedRequests] = WeakValueDictionary()
+        """By embedder, lane and tenant; of those that embed just now."""
         self._counters: dict[str, TokenCounter] = {}
         """By fingerprint: as few as the models."""
 
-    async def run(self, job: ClaimedJob, progress: Progress | None = None) -> Outcome:
+    async def run(self, job: ClaimedJob, progress: JobProgress | None = None) -> Outcome:
         """Raises ParseFailed, ServingError, WrongModel, LeaseLost, ParsedElsewhere, ParsersTaken; on any of them
         nothing became searchable.
         """
-        progress = progress or Progress()
+        progress = progress or JobProgress()
         work = await in_thread(self._load, job)
         embedder = self._embedder_of(work.embedding_model)
         model = await embedder.describe()
@@ -184,7 +194,7 @@ class Pipeline:
                 arrivals=self._parsed_files.arrived(session, file),
             )
 
-    async def _parse(self, job: ClaimedJob, work: _Work, progress: Progress) -> None:
+    async def _parse(self, job: ClaimedJob, work: _Work, progress: JobProgress) -> None:
         is_big = work.size_bytes >= BIG_FILE_BYTES
         if is_big and self._big_files.locked():
             raise ParsersTaken
@@ -196,12 +206,13 @@ class Pipeline:
             raise ParsersTaken from error
         try:
             async with self._big_files if is_big else nullcontext():
-                await self._parsed_files.parse(job, work.file, work.arrivals, progress)
+                with span("parse"):
+                    await self._parsed_files.parse(job, work.file, work.arrivals, progress)
         finally:
             turns.release()
 
     async def _embed_parts(
-        self, job: ClaimedJob, work: _Work, embedder: Embedder, model: EmbeddingModel, progress: Progress
+        self, job: ClaimedJob, work: _Work, embedder: Embedder, model: EmbeddingModel, progress: JobProgress
     ) -> Outcome:
         arrivals, number = work.arrivals, job.next_part
         started = time.monotonic()
@@ -213,7 +224,10 @@ class Pipeline:
                 progress.step, progress.since, progress.done = "embedding", self._clock(), part.start_char
                 progress.total, progress.unit = None, "characters"
             drafts = await in_thread(self._split, part, work.chunking, model)
-            embeddings = await self._embed(job, embedder, drafts, model)
+            if not arrivals.is_kept and len(drafts) > TEXTS_AT_ONCE:
+                await in_thread(self._keep_parsed, job, work)
+            with span("embed", texts=len(drafts)):
+                embeddings = await self._embed(job, embedder, drafts, model)
             number += 1
             is_last = arrivals.is_whole and number == arrivals.count
             window = _Window(number - 1, drafts, embeddings)
@@ -229,14 +243,20 @@ class Pipeline:
             await in_thread(self._attach_inner_files, job, work)
         return await self._finish(job, work, model, None)
 
+    def _keep_parsed(self, job: ClaimedJob, work: _Work) -> None:
+        with self._database.write() as session:
+            self._parsed_files.keep(session, job, work.file, work.arrivals)
+        work.arrivals.is_kept = True
+
     def _split(self, part: ParsedPart, chunking: dict[str, Any], model: EmbeddingModel) -> list[ChunkDraft]:
         max_tokens, overlap_tokens = chunk_sizes(chunking, model.max_tokens)
-        return split(
-            part,
-            count_tokens=self._count_tokens(model),
-            max_tokens=max_tokens,
-            overlap_tokens=overlap_tokens,
-        )
+        with span("chunk"):
+            return split(
+                part,
+                count_tokens=self._count_tokens(model),
+                max_tokens=max_tokens,
+                overlap_tokens=overlap_tokens,
+            )
 
     def _count_tokens(self, model: EmbeddingModel) -> TokenCounter:
         if model.fingerprint not in self._counters:
@@ -251,20 +271,24 @@ class Pipeline:
             return np.empty((0, model.dimensions), np.float32)
         texts = [under_headings(draft.headings, draft.text) for draft in drafts]
         places = asyncio.Semaphore(SLICES_AT_ONCE)
-        lane = Lane.BACKGROUND if job.is_background else Lane.BULK
+        joined = self._requests(embedder, Lane.BACKGROUND if job.is_background else Lane.BULK, job.tenant_id)
 
         async def embed(some: Sequence[str]) -> NDArray[np.float32]:
             async with places:
-                return await embedder.embed(some, lane=lane, cache_salt=job.tenant_id)
+                return await joined.embed(some)
 
-        if len(texts) <= EMBED_AT_ONCE:
+        if len(texts) <= TEXTS_AT_ONCE:
             return await embed(texts)
         async with self._long, together() as tasks:
             slices = [
-                tasks.create_task(embed(texts[start : start + EMBED_AT_ONCE]))
-                for start in range(0, len(texts), EMBED_AT_ONCE)
+                tasks.create_task(embed(texts[start : start + TEXTS_AT_ONCE]))
+                for start in range(0, len(texts), TEXTS_AT_ONCE)
             ]
         return np.concatenate([each.result() for each in slices])
+
+    def _requests(self, embedder: Embedder, lane: Lane, tenant_id: str) -> JoinedRequests:
+        key = (embedder, lane, tenant_id)
+        return self._joined.setdefault(key, JoinedRequests(embedder, lane=lane, cache_salt=tenant_id))
 
     def _others_wait(self) -> bool:
         with self._database.read() as session:
@@ -273,7 +297,7 @@ class Pipeline:
     def _write(self, job: ClaimedJob, work: _Work, model: EmbeddingModel, window: _Window) -> None:
         """Keeps a part's chunks, unseen."""
         rows = _rows(job, work, window)
-        with self._database.write() as session:
+        with span("write", chunks=len(rows)), self._database.write() as session:
             document = _lock(session, job, work, model)
             _stage(session, job, document, window, rows)
             session.execute(update(Job).where(Job.id == job.job_id).values(next_part=window.number + 1))
@@ -292,10 +316,12 @@ class Pipeline:
         """Shows the whole document, and takes away the one that it replaces. Also returns blobs to remove."""
         orphans: Sequence[str] = ()
         rows = [] if window is None else _rows(job, work, window)
-        with self._database.write() as session:
+        with span("write", chunks=len(rows)), self._database.write() as session:
             if work.replaces_id is not None:
                 lock_tenant(session, job.tenant_id)
             document = _lock(session, job, work, model)
+            if not work.arrivals.is_kept:
+                self._parsed_files.keep(session, job, work.file, work.arrivals)
             if window is not None:
                 _stage(session, job, document, window, rows)
             has_inner_files = bool(work.arrivals.attachments)
@@ -329,6 +355,7 @@ class Pipeline:
             outer = session.get(Document, job.document_id)
             if outer is None:
                 raise LeaseLost
+            collection = lock_collection(session, job.scope, work.collection_id)
             for file in inner_files(session, job, work.file, now=now):
                 known = select(Document.id).where(
                     Document.collection_id == work.collection_id, Document.file_id == file.id
@@ -338,8 +365,8 @@ class Pipeline:
                 document = attach_file(
                     session,
                     job.scope,
-                    collection_id=work.collection_id,
-                    file_id=file.id,
+                    collection=collection,
+                    file=file,
                     attributes=outer.attributes,
                     chunking=outer.chunking,
                     now=now,
@@ -382,7 +409,7 @@ def _lock(session: Session, job: ClaimedJob, work: _Work, model: EmbeddingModel)
     target = _target(session, collection, job.generation)
     if target.fingerprint not in (None, model.fingerprint):
         raise WrongModel(work.embedding_model)
-    target.fingerprint = model.fingerprint
+    target.fingerprint, target.window_tokens = model.fingerprint, model.max_tokens
     return document
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ingest.elements import Parsed, ParseOptions, Progress
+from ingest.elements import Openable, Parsed, ParseOptions, Progress
 from ingest.parse.confine import Isolation
 from ingest.parser_answer import ParserLimits
 from ingest.parser_process import ParserProcess
@@ -106,7 +106,7 @@ class ParserPool:
         return folder
 
     async def parse(
-        self, path: Path, media_type: str, options: ParseOptions = _NO_OPTIONS
+        self, content: Openable, media_type: str, options: ParseOptions = _NO_OPTIONS
     ) -> AsyncGenerator[Parsed]:
         """What a free child finds in the file, as it finds it. Raises ParseFailed.
 
@@ -117,7 +117,7 @@ class ParserPool:
         try:
             # Shielded: a caller who gives up while a child starts must not stop it for the next one.
             child = await asyncio.shield(slot)
-            async with aclosing(child.parse(path, media_type, options)) as found:
+            async with aclosing(child.parse(content, media_type, options)) as found:
                 loop, told = asyncio.get_running_loop(), 0.0
                 async for parsed in found:
                     if isinstance(parsed, Progress):

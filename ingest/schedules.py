@@ -20,6 +20,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from ingest import jobs
 from ingest.leadership import Deposed, Election
 from ingest.sealing import SealBroken, Sealer
 from ingest.sources import runs
@@ -63,6 +64,8 @@ class Schedules:
         sealer: Sealer,
         *,
         cache: Path,
+        keep_answers_s: float | None = None,
+        chore: Callable[[], None] | None = None,
         election: Election | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -70,10 +73,12 @@ class Schedules:
         self._blobs = blobs
         self._sealer = sealer
         self._cache = cache
+        self._chore = chore
+        """What else the leader does now and then, such as a backup when one is due."""
         self._election = election or Election(database, LEADERSHIP, clock=clock)
         self._clock = SteadyClock(clock)
         self._wall = clock
-        self._upkeep = Upkeep(database, blobs)
+        self._upkeep = Upkeep(database, blobs, keep_answers_s=keep_answers_s)
         self._watches = Watches(self._note_change)
         self._stopping = Event()
         self._sweeps: dict[str, _Running] = {}
@@ -128,11 +133,13 @@ class Schedules:
         with self._database.read() as session:
             waiting = runs.waiting(session, now=now)
             tidy = runs.needs_tidying(session, but=self._running_ids(), now=now)
+            tidy = tidy or jobs.wait_too_long(session, now=now)
         if tidy:
             with self._database.write() as session:
                 self._election.check(session, fence)
                 runs.abandon_unfinished(session, but=self._running_ids(), now=now)
                 runs.pull_back(session, now=now)
+                jobs.pull_back(session, now=now)
         return waiting
 
     def _running_ids(self) -> list[int]:
@@ -217,6 +224,8 @@ class Schedules:
             check = partial(self._check, fence=fence)
             await in_thread(self._upkeep.run, now=now, check=check, stopping=self._stopping)
         await in_thread(self._clear_cache)
+        if self._chore is not None:
+            await in_thread(self._chore)
 
     def _clear_cache(self) -> None:
         """Clones of repositories whose sources are gone."""

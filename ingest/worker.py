@@ -13,19 +13,24 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from ingest import jobs
 from ingest.elements import ParseFailed
-from ingest.jobs import ClaimedJob, LeaseLost, Progress
+from ingest.jobs import ClaimedJob, JobProgress, LeaseLost
 from ingest.parsed_files import ParsedElsewhere
 from ingest.pipeline import Outcome, ParsersTaken, Pipeline, WrongModel
 from ingest.rebuilds import tend
 from retrieval.database import Database
+from retrieval.segments import Damaged
 from retrieval.tables import WorkerBeat
 from retrieval.together import in_thread
 from serving.protocols import ModelUnavailable, ModelUnknown, Overloaded, TextRefused
+from serving.request_ids import REQUEST_ID
+from serving.tracing import continuing, span
 
 log = logging.getLogger("strongroom.worker")
 
 IDLE_LOOK_S = 0.1
 """A job that arrives while all is quiet waits this long at most; the look is one indexed read."""
+FREE_SHARE = 0.25
+"""Of the places: so many are filled at once where jobs end fast."""
 BEAT_S = 5.0
 WATCH_S = 1.0
 """So soon is noticed that a document was deleted or cancelled, and so often is progress told."""
@@ -65,6 +70,8 @@ def verdict(error: Exception) -> Permanent | Retry | Wait:
     match error:
         case ParseFailed(transient=False):
             return Permanent(code=error.code.value, message=str(error))
+        case Damaged():
+            return Permanent(code="stored_bytes_damaged", message=str(error))
         case TextRefused():
             return Permanent(code="unreadable_text", message=str(error))
         case WrongModel():
@@ -114,7 +121,7 @@ class Worker:
         self._clock = clock
         self._id = secrets.token_hex(8)
         self._running: dict[asyncio.Task[None], ClaimedJob] = {}
-        self._progress: dict[str, Progress] = {}
+        self._progress: dict[str, JobProgress] = {}
         """By the lease of the running job."""
         self._last_tenant = ""
 
@@ -124,7 +131,7 @@ class Worker:
             while True:
                 await self._fill()
                 if len(self._running) >= self._concurrency:
-                    await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+                    await self._some_done()
                 else:
                     await asyncio.sleep(IDLE_LOOK_S)
         finally:
@@ -158,7 +165,19 @@ class Worker:
             if len(claimed) < free:
                 return
 
+    async def _some_done(self) -> None:
+        """Until there is room for several jobs, if they end fast: to claim ten takes little longer than one."""
+        await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
+        while len(self._running) > self._concurrency * (1 - FREE_SHARE):
+            done, _ = await asyncio.wait(
+                self._running, timeout=IDLE_LOOK_S, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                return
+
     def _claim(self, most: int) -> list[ClaimedJob]:
+        if not self._database.reserve.hold():
+            return []
         with self._database.read() as session:
             if not jobs.any_due(session, now=self._clock()):
                 return []
@@ -176,9 +195,14 @@ class Worker:
 
     async def _work(self, job: ClaimedJob) -> None:
         started = time.monotonic()
-        progress = self._progress[job.lease] = Progress()
+        REQUEST_ID.set(job.request_id)
+        progress = self._progress[job.lease] = JobProgress()
         try:
-            outcome = await self._pipeline.run(job, progress)
+            with (
+                continuing(job.trace),
+                span("ingest document", document=job.document_id, attempt=job.attempt),
+            ):
+                outcome = await self._pipeline.run(job, progress)
         except LeaseLost:
             log.info("job_dropped", extra={"document": job.document_id})
         except Exception as error:  # noqa: BLE001
@@ -200,7 +224,7 @@ class Worker:
         waits = outcome is Outcome.AWAITS_OTHERS
         with suppress(OperationalError), self._database.write() as session:
             if waits:
-                jobs.tell(session, job, Progress(step="waiting", unit="files"))
+                jobs.tell(session, job, JobProgress(step="waiting", unit="files"))
             due_at = self._clock() + (LOOK_AGAIN_S if waits else 0)
             jobs.give_back(session, job, due_at=due_at, attempt=job.attempt)
 
@@ -232,7 +256,9 @@ class Worker:
 
     async def _watch(self) -> None:
         """Stops jobs that were taken away, and tells how far the others are."""
-        told: dict[str, Progress] = {}
+        told: dict[str, JobProgress] = {}
+        seen: Set[str] = frozenset()
+        """What ran a look ago already: of what ends sooner nobody needs to know how far it is."""
         while True:
             await asyncio.sleep(WATCH_S)
             running = {job.lease: (task, job) for task, job in self._running.items()}
@@ -241,8 +267,9 @@ class Worker:
             news = {
                 lease: replace(progress)
                 for lease, progress in self._progress.items()
-                if progress != told.get(lease)
+                if lease in seen and progress != told.get(lease)
             }
+            seen = set(running)
             try:
                 held = await in_thread(self._tell, [job for _, job in running.values()], news)
             except SQLAlchemyError as error:
@@ -253,7 +280,7 @@ class Worker:
                 if lease not in held:
                     task.cancel()
 
-    def _tell(self, running: Sequence[ClaimedJob], news: Mapping[str, Progress]) -> Set[str]:
+    def _tell(self, running: Sequence[ClaimedJob], news: Mapping[str, JobProgress]) -> Set[str]:
         """Writes the news, and returns the leases that are still held."""
         if news:
             with self._database.write() as session:

@@ -11,7 +11,9 @@ from typing import Any
 from sqlalchemy import CursorResult, Select, delete, func, insert, select, update
 from sqlalchemy.orm import Session
 
+from retrieval.access import readable_documents, readable_files
 from retrieval.catalog import (
+    DocumentMissing,
     FileMissing,
     NotFound,
     PageRequest,
@@ -20,8 +22,9 @@ from retrieval.catalog import (
     get_document,
     lock_collection,
     lock_tenant,
-    page_of,
+    page_of_documents,
     queue_jobs,
+    set_readers,
 )
 from retrieval.chunks import remove_chunks
 from retrieval.scope import Scope
@@ -33,12 +36,20 @@ class FileBatchMissing(NotFound):
 
 
 @dataclass(frozen=True)
+class Access:
+    """The groups that may read a document; None is all that may read its collection."""
+
+    readers: Sequence[str] | None
+
+
+@dataclass(frozen=True)
 class Member:
-    """A file to attach."""
+    """A file to attach. Without `access`, who could read it before can read it here."""
 
     file_id: str
     attributes: dict[str, Any]
     chunking: dict[str, Any]
+    access: Access | None = None
 
 
 def attach_files(
@@ -54,13 +65,14 @@ def attach_files(
     lock_tenant(session, scope.tenant_id)
     collection = lock_collection(session, scope, collection_id)
     file_ids = [member.file_id for member in members]
-    owned = set(
-        session.scalars(select(File.id).where(File.tenant_id == scope.tenant_id, File.id.in_(file_ids)))
+    rows_of_files = session.execute(
+        select(File.id, File.readers).where(readable_files(scope), File.id.in_(file_ids))
     )
+    readers = dict(rows_of_files.all())
     for file_id in file_ids:
-        if file_id not in owned:
+        if file_id not in readers:
             raise FileMissing(file_id)
-    present = _make_room(session, collection.id, members)
+    present = _make_room(session, scope, collection.id, members)
     for member in members:
         if member.file_id in present:
             present[member.file_id].attributes = member.attributes
@@ -71,6 +83,7 @@ def attach_files(
             "collection_id": collection.id,
             "file_id": member.file_id,
             "status": DocumentStatus.IN_PROGRESS,
+            "readers": readers[member.file_id],
             "attributes": member.attributes,
             "chunking": member.chunking,
             "batch_id": batch_id,
@@ -87,6 +100,11 @@ def attach_files(
             Document.collection_id == collection.id, Document.file_id.in_([row["file_id"] for row in rows])
         )
         queue_jobs(session, collection, session.scalars(new.order_by(Document.id)).all(), now=now)
+    told = {member.file_id: member.access.readers for member in members if member.access is not None}
+    for document in session.scalars(
+        select(Document).where(Document.collection_id == collection.id, Document.file_id.in_(told))
+    ):
+        set_readers(session, document, told[document.file_id])
     collection.last_active_at = now
 
 
@@ -117,10 +135,12 @@ def get_batch(session: Session, scope: Scope, collection_id: str, batch_id: str)
     return batch
 
 
-def count_batch(session: Session, batch: FileBatch) -> dict[DocumentStatus, int]:
+def count_batch(session: Session, scope: Scope, batch: FileBatch) -> dict[DocumentStatus, int]:
     """How many documents of each status it has; those that were deleted are not counted."""
     rows = session.execute(
-        select(Document.status, func.count()).where(Document.batch_id == batch.id).group_by(Document.status)
+        select(Document.status, func.count())
+        .where(readable_documents(scope), Document.batch_id == batch.id)
+        .group_by(Document.status)
     )
     return dict(rows.all())
 
@@ -135,12 +155,7 @@ def list_batch_documents(
     status: DocumentStatus | None = None,
 ) -> list[Document]:
     batch = get_batch(session, scope, collection_id, batch_id)
-    query = select(Document).where(Document.tenant_id == scope.tenant_id, Document.batch_id == batch.id)
-    if status is not None:
-        query = query.where(Document.status == status)
-    return page_of(
-        session, query, page, created_at=Document.created_at, row_id=Document.id, public_id=Document.file_id
-    )
+    return page_of_documents(session, scope, collection_id, Document.batch_id == batch.id, page, status)
 
 
 def cancel_document(session: Session, scope: Scope, collection_id: str, file_id: str) -> Document:
@@ -157,17 +172,30 @@ def cancel_batch(
 ) -> FileBatch:
     lock_collection(session, scope, collection_id)
     batch = get_batch(session, scope, collection_id, batch_id)
-    if _cancel(session, select(Document.id).where(Document.batch_id == batch.id)) > 0:
+    of_batch = select(Document.id).where(readable_documents(scope), Document.batch_id == batch.id)
+    if _cancel(session, of_batch) > 0:
         batch.cancelled_at = now
     return batch
 
 
-def _make_room(session: Session, collection_id: str, members: Sequence[Member]) -> Mapping[str, Document]:
-    """Deletes the documents of these files that are to be ingested anew. Returns the others, by file."""
+def _make_room(
+    session: Session, scope: Scope, collection_id: str, members: Sequence[Member]
+) -> Mapping[str, Document]:
+    """Deletes the documents of these files that are to be ingested anew. Returns the others, by file.
+
+    Raises DocumentMissing for one that is not the caller's to see.
+    """
     chunkings = {member.file_id: member.chunking for member in members}
     documents = session.scalars(
         select(Document).where(Document.collection_id == collection_id, Document.file_id.in_(chunkings))
     ).all()
+    hidden = session.scalar(
+        select(Document.file_id).where(
+            Document.id.in_([document.id for document in documents]), ~readable_documents(scope)
+        )
+    )
+    if hidden is not None:
+        raise DocumentMissing(hidden)
     for document in documents:
         unfinished = document.status in (DocumentStatus.FAILED, DocumentStatus.CANCELLED)
         # Gone already if it came in a file that stands before it here.

@@ -4,10 +4,21 @@ A document's chunks of one generation are staged as long as its job for that gen
 logged nor searchable. The transaction that ends the job logs them all.
 """
 
+from collections.abc import Sequence
+
 from sqlalchemy import ColumnElement, and_, delete, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
-from retrieval.tables import Chunk, ChunkLog, Collection, Document, Generation, Job, LogOp
+from retrieval.tables import (
+    Chunk,
+    ChunkLog,
+    Collection,
+    Document,
+    Generation,
+    GenerationState,
+    Job,
+    LogOp,
+)
 
 
 def searchable(collection_id: str, generation: int) -> ColumnElement[bool]:
@@ -18,6 +29,16 @@ def searchable(collection_id: str, generation: int) -> ColumnElement[bool]:
         Chunk.generation == generation,
         ~staged.correlate(Chunk).exists(),
     )
+
+
+def generation_of(session: Session, collection_id: str, number: int) -> Collection | Generation | None:
+    """The row that describes this generation: the collection itself where it answers. None when it is gone."""
+    collection = session.get(Collection, collection_id)
+    if collection is None or collection.generation == number:
+        return collection
+    generation = session.get(Generation, (collection_id, number))
+    is_kept = generation is not None and generation.state is not GenerationState.DISCARDED
+    return generation if is_kept else None
 
 
 def log_chunks(session: Session, document: Document, generation: int, op: LogOp) -> None:
@@ -36,6 +57,26 @@ def log_chunks(session: Session, document: Document, generation: int, op: LogOp)
     ).where(*of_document)
     columns = ["collection_id", "generation", "seq", "op", "chunk_id"]
     session.execute(insert(ChunkLog).from_select(columns, numbered))
+
+
+def log_each(
+    session: Session, collection_id: str, generation: int, op: LogOp, chunk_ids: Sequence[int]
+) -> None:
+    """Logs chunks by id, for a log that does not lead to what is stored."""
+    if not chunk_ids:
+        return
+    first = _raise_head(session, collection_id, generation, by=len(chunk_ids)) - len(chunk_ids)
+    rows = [
+        {
+            "collection_id": collection_id,
+            "generation": generation,
+            "seq": first + number,
+            "op": op,
+            "chunk_id": chunk_id,
+        }
+        for number, chunk_id in enumerate(chunk_ids, 1)
+    ]
+    session.execute(insert(ChunkLog), rows)
 
 
 def remove_chunks(session: Session, document: Document) -> None:

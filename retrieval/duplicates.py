@@ -63,12 +63,18 @@ class Similar(Protocol):
 SimilarChunk = TypeVar("SimilarChunk", bound=Similar)
 
 
-def without_duplicates(best_first: Iterable[SimilarChunk]) -> list[SimilarChunk]:
-    """Leaves out the chunks that are near-identical to a better one of the same collection."""
+def without_duplicates(
+    best_first: Iterable[SimilarChunk], *, across_collections: bool = False
+) -> list[SimilarChunk]:
+    """Leaves out the chunks that are near-identical to a better one of the same collection, or of any."""
     kept: list[tuple[SimilarChunk, _Reading]] = []
     for chunk in best_first:
         reading = _Reading(chunk.text)
-        if not any(_repeats(chunk, reading, better, its) for better, its in kept):
+        if not any(
+            (across_collections or chunk.collection_id == better.collection_id)
+            and _repeats(chunk, reading, better, its)
+            for better, its in kept
+        ):
             kept.append((chunk, reading))
     return [chunk for chunk, _ in kept]
 
@@ -105,8 +111,6 @@ def hash_distance(one: int, other: int) -> int:
 
 def _repeats(chunk: Similar, reading: "_Reading", better: Similar, its: "_Reading") -> bool:
     if chunk.similarity_hash is None or better.similarity_hash is None:
-        return False
-    if chunk.collection_id != better.collection_id:
         return False
     if hash_distance(chunk.similarity_hash, better.similarity_hash) > NEAR_BITS:
         return False

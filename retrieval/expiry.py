@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
+from retrieval.access import readable_collections
 from retrieval.scope import Scope
 from retrieval.tables import Collection
 
@@ -37,7 +38,7 @@ def is_expired(collection: Collection, *, now: float) -> bool:
 def renew(session: Session, scope: Scope, collection_ids: Sequence[str] | None, *, now: float) -> None:
     """Notes that these collections, or all of the tenant, are in use. What has expired stays so."""
     query = select(Collection.id).where(
-        Collection.tenant_id == scope.tenant_id,
+        readable_collections(scope),
         Collection.last_active_at < now - RENEW_AFTER_S,
         or_(
             Collection.expires_after_days.is_(None),

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from retrieval.access import readable_documents
 from retrieval.catalog import get_collection
 from retrieval.scope import Scope
 from retrieval.tables import Collection, Document, DocumentStatus, Generation, GenerationState, Job, JobState
@@ -47,8 +48,8 @@ class GenerationStanding:
 def list_generations(session: Session, scope: Scope, collection_id: str) -> list[GenerationStanding]:
     """The one that answers, then the others by number. Raises CollectionMissing."""
     collection = get_collection(session, scope, collection_id)
-    return [_answering(session, collection)] + [
-        _standing(session, collection, generation)
+    return [_answering(session, scope, collection)] + [
+        _standing(session, scope, collection, generation)
         for generation in session.scalars(
             select(Generation).where(Generation.collection_id == collection.id).order_by(Generation.number)
         )
@@ -99,20 +100,28 @@ def _jobs_in(collection: Collection, number: int) -> Select[Job]:
     )
 
 
-def _count_documents(session: Session, collection: Collection) -> dict[DocumentStatus, int]:
+def _count_documents(session: Session, scope: Scope, collection: Collection) -> dict[DocumentStatus, int]:
     rows = session.execute(
         select(Document.status, func.count())
-        .where(Document.collection_id == collection.id, Document.status != DocumentStatus.CANCELLED)
+        .where(
+            readable_documents(scope),
+            Document.collection_id == collection.id,
+            Document.status != DocumentStatus.CANCELLED,
+        )
         .group_by(Document.status)
     )
     return dict(rows.all())
 
 
-def _answering(session: Session, collection: Collection) -> GenerationStanding:
-    counts = _count_documents(session, collection)
+def _answering(session: Session, scope: Scope, collection: Collection) -> GenerationStanding:
+    counts = _count_documents(session, scope, collection)
     failures = session.execute(
         select(Document.file_id, Document.error_message)
-        .where(Document.collection_id == collection.id, Document.status == DocumentStatus.FAILED)
+        .where(
+            readable_documents(scope),
+            Document.collection_id == collection.id,
+            Document.status == DocumentStatus.FAILED,
+        )
         .order_by(Document.id)
         .limit(FAILURES_SHOWN)
     )
@@ -130,8 +139,10 @@ def _answering(session: Session, collection: Collection) -> GenerationStanding:
     )
 
 
-def _standing(session: Session, collection: Collection, generation: Generation) -> GenerationStanding:
-    jobs = _jobs_in(collection, generation.number)
+def _standing(
+    session: Session, scope: Scope, collection: Collection, generation: Generation
+) -> GenerationStanding:
+    jobs = _jobs_in(collection, generation.number).where(readable_documents(scope))
     in_progress = session.scalar(jobs.where(Job.state != JobState.FAILED).with_only_columns(func.count()))
     failed = jobs.where(Job.state == JobState.FAILED)
     failures = session.execute(
@@ -144,7 +155,7 @@ def _standing(session: Session, collection: Collection, generation: Generation) 
         embedding_model=generation.embedding_model,
         chunking=generation.chunking,
         created_at=generation.created_at,
-        total=sum(_count_documents(session, collection).values()) if is_kept else 0,
+        total=sum(_count_documents(session, scope, collection).values()) if is_kept else 0,
         in_progress=in_progress or 0,
         failed=session.scalar(failed.with_only_columns(func.count())) or 0,
         failures=[Failure(file_id, message or "") for file_id, message in failures],

@@ -14,7 +14,7 @@ Errors:
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Delete, Update, case, delete, insert, literal, select, update
+from sqlalchemy import ColumnElement, Delete, Update, case, delete, func, insert, literal, select, update
 from sqlalchemy.orm import Session
 
 from retrieval.catalog import NotFound, lock_collection
@@ -75,6 +75,7 @@ def begin(
         state=GenerationState.BUILDING,
         embedding_model=embedding_model,
         fingerprint=None,
+        window_tokens=None,
         chunking=chunking,
         head=0,
         created_at=now,
@@ -215,6 +216,7 @@ def _switch(session: Session, collection: Collection, generation: Generation, *,
         state=GenerationState.PREVIOUS,
         embedding_model=collection.embedding_model,
         fingerprint=collection.fingerprint,
+        window_tokens=collection.window_tokens,
         chunking=collection.chunking,
         head=collection.head,
         created_at=now,
@@ -222,6 +224,7 @@ def _switch(session: Session, collection: Collection, generation: Generation, *,
     collection.generation = new
     collection.embedding_model = generation.embedding_model
     collection.fingerprint = generation.fingerprint
+    collection.window_tokens = generation.window_tokens
     collection.chunking = generation.chunking
     collection.head = generation.head
     session.delete(generation)
@@ -258,7 +261,8 @@ def _take_statuses(session: Session, collection: Collection) -> None:
     """Makes the documents' statuses those of the generation that answers from now on."""
     number = collection.generation
     of_document = (Job.document_id == Document.id, Job.generation == number)
-    chunked = select(Chunk.id).where(Chunk.document_id == Document.id, Chunk.generation == number)
+    of_chunk = (Chunk.document_id == Document.id, Chunk.generation == number)
+    chunked = select(Chunk.id).where(*of_chunk)
     here = update(Document).where(
         Document.collection_id == collection.id, Document.status != DocumentStatus.CANCELLED
     )
@@ -271,7 +275,7 @@ def _take_statuses(session: Session, collection: Collection) -> None:
     )
     session.execute(
         here.where(_has_job(number, failed=False)).values(
-            status=DocumentStatus.IN_PROGRESS, error_code=None, error_message=None, usage_bytes=0
+            status=DocumentStatus.IN_PROGRESS, error_code=None, error_message=None
         ),
         execution_options=quietly,
     )
@@ -281,6 +285,12 @@ def _take_statuses(session: Session, collection: Collection) -> None:
             error_code=select(Job.error_code).where(*of_document).correlate(Document).scalar_subquery(),
             error_message=select(Job.error).where(*of_document).correlate(Document).scalar_subquery(),
         ),
+        execution_options=quietly,
+    )
+    chunk_bytes = func.octet_length(Chunk.text) + func.octet_length(Chunk.embedding)
+    used = select(func.coalesce(func.sum(chunk_bytes), 0)).where(*of_chunk).correlate(Document)
+    session.execute(
+        here.values(usage_bytes=used.scalar_subquery()),
         execution_options=quietly,
     )
     session.execute(

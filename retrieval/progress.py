@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from retrieval.access import readable_documents
 from retrieval.scope import Scope
 from retrieval.tables import Collection, Document, DocumentStatus, File, Job, JobState
 
@@ -37,21 +39,53 @@ class Standing:
     path: str | None
     parent_file_id: str | None
     progress: Progress | None
+    chunking: dict[str, Any]
+    """The strategy that its chunks are made by, in OpenAI's form."""
+    window_tokens: int | None
+    """What its embedding model reads at once, once that is known."""
+
+
+def standing_of_new(document: Document, file: File, collection: Collection) -> Standing:
+    """Of a document that was just attached: what is known of it already, without a query."""
+    queued = Progress(
+        step="queued", done=0, total=None, unit=None, rate=None, seconds_left=None, waiting_for=0
+    )
+    return Standing(
+        path=file.path,
+        parent_file_id=file.parent_id,
+        progress=queued,
+        chunking=collection.chunking or document.chunking,
+        window_tokens=collection.window_tokens,
+    )
 
 
 def standings(
     session: Session, scope: Scope, documents: Sequence[Document], *, now: float
 ) -> dict[int, Standing]:
-    """By the document's id."""
+    """By the document's id, of those that the caller has found. It may just have made them others' to read."""
     files = session.execute(
-        select(Document.id, File.path, File.parent_id)
+        select(
+            Document.id,
+            File.path,
+            File.parent_id,
+            Document.chunking,
+            Collection.chunking,
+            Collection.window_tokens,
+        )
         .join(File, File.id == Document.file_id)
+        .join(Collection, Collection.id == Document.collection_id)
         .where(Document.tenant_id == scope.tenant_id, Document.id.in_([each.id for each in documents]))
     )
     progress = progress_of(session, scope, documents, now=now)
     return {
-        document_id: Standing(path=path, parent_file_id=parent_id, progress=progress.get(document_id))
-        for document_id, path, parent_id in files
+        document_id: Standing(
+            path=path,
+            parent_file_id=parent_id,
+            progress=progress.get(document_id),
+            chunking=of_all or own,
+            window_tokens=window_tokens,
+        )
+        for document_id, path, parent_id, own, of_all, window_tokens in files
     }
 
 
@@ -90,7 +124,7 @@ def running_documents(
         .join(Job, Job.document_id == Document.id)
         .join(Collection, Collection.id == Document.collection_id)
         .where(
-            Document.tenant_id == scope.tenant_id,
+            readable_documents(scope),
             Document.collection_id == collection_id,
             Document.status == DocumentStatus.IN_PROGRESS,
             Job.generation == Collection.generation,

@@ -1,7 +1,8 @@
 """Hits and rankings, the seams VectorIndex and KeywordIndex that produce them, and their fusion."""
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -10,6 +11,12 @@ from numpy.typing import NDArray
 
 RRF_K = 60
 """Source: Cormack, Clarke and Buettcher, 2009."""
+SECTION_SHARE = 0.8
+"""Of its score, what a hit keeps whose section has a better one. Chosen on 400 questions made of rows of tables in nine
+annual and quarterly reports: a page that answers was among the first 10 chunks for .905 of them, .870 without this,
+.905 with .7 and .898 with .85; for .898 when chunks of one page give way in place of one section, .885 when direct
+neighbours do.
+"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,22 @@ class IndexedChunk:
     document_id: int
     text: str
     embedding: NDArray[np.float32]
-    """(dimensions,), a unit row."""
+    """(dimensions,), a unit row, of values that float16 holds: indexes keep it so."""
+    filename: str = ""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """How common some words are among the chunks of an index, or of several."""
+
+    chunk_count: int = 0
+    frequency_of: Mapping[str, int] = field(default_factory=dict)
+    """By word, the number of chunks that hold it."""
+
+    def __add__(self, other: "Vocabulary") -> "Vocabulary":
+        frequencies = Counter(self.frequency_of)
+        frequencies.update(other.frequency_of)
+        return Vocabulary(self.chunk_count + other.chunk_count, frequencies)
 
 
 class VectorIndex(Protocol):
@@ -62,6 +84,25 @@ class VectorIndex(Protocol):
 
     def chunk_ids(self) -> Set[int]: ...
 
+    def tend(self) -> None:
+        """Does what can wait, such as building what makes searches fast, in the caller's thread.
+
+        Searches and changes go on meanwhile. Call it now and then, from one thread at a time.
+        """
+        ...
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every vector is compared, as it is while there are few."""
+        ...
+
+    @property
+    def recall(self) -> float | None:
+        """Of an index that is not exact: the share of the best 10 that it finds, over a sample of queries that `tend`
+        measures. None before the first.
+        """
+        ...
+
 
 class KeywordIndex(Protocol):
     """Finds chunks by the words of their text."""
@@ -69,7 +110,15 @@ class KeywordIndex(Protocol):
     def apply(self, *, added: Sequence[IndexedChunk], removed: Sequence[int]) -> None: ...
 
     def search(self, queries: Sequence[str], k: int, *, documents: Set[int] | None = None) -> list[Ranking]:
-        """One ranking of at most k hits for each query; scores are BM25 with k1 = 1.2 and b = 0.75."""
+        """One ranking of at most k hits for each query; scores are BM25 with k1 = 1.2 and b = 0.75.
+
+        That of words, by their stems, and that of identifiers, whole, are added. Words of a chunk's first line, which
+        are its headings, title or columns, stand twice in it, and those of its file's name once.
+        """
+        ...
+
+    def vocabulary(self, words: Sequence[str]) -> Vocabulary:
+        """How many chunks hold each word, inflected as it may be."""
         ...
 
     def chunk_ids(self) -> Set[int]: ...
@@ -109,6 +158,21 @@ def fuse_rrf(rankings: Sequence[Ranking], weights: Sequence[float]) -> Ranking:
             fused[hit.chunk_id] = fused.get(hit.chunk_id, 0.0) + weight / (RRF_K + rank)
     largest = sum(weights) / (RRF_K + 1)
     return best_first([Hit(chunk_id, score / largest) for chunk_id, score in fused.items()])
+
+
+def varied(ranking: Ranking, section_of: Mapping[int, Hashable | None]) -> Ranking:
+    """Lets more sections speak: the second and later hits of a section, by chunk id, count SECTION_SHARE.
+
+    Who reads the best chunk of a section finds the others beside it. None is no section.
+    """
+    heard: set[Hashable] = set()
+    hits = []
+    for hit in ranking:
+        section = section_of[hit.chunk_id]
+        hits.append(Hit(hit.chunk_id, hit.score * SECTION_SHARE) if section in heard else hit)
+        if section is not None:
+            heard.add(section)
+    return best_first(hits)
 
 
 def fuse(method: Fusion, rankings: Sequence[Ranking], weights: Sequence[float]) -> Ranking:

@@ -1,37 +1,54 @@
 """Search, read aloud: rank by words while the query is embedded, rank by meaning, fuse, join to SQL, rerank."""
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import select, true
 from sqlalchemy.orm import Session
 
+from retrieval.access import readable_collections, readable_documents
 from retrieval.catalog import CollectionMissing
 from retrieval.database import Database
 from retrieval.duplicates import without_duplicates
+from retrieval.evidence import UNRELATED, Signals, content_words, nearness_of, signals_of
 from retrieval.expiry import CollectionExpired, is_expired
-from retrieval.filters import Filter, matches
+from retrieval.filters import Filter, admitted, comparisons
 from retrieval.places import Place, places_from_rows, under_headings
-from retrieval.rankings import Fusion, Hit, Ranking, best_first, fuse, fuse_weighted, scaled
+from retrieval.rankings import (
+    Fusion,
+    Hit,
+    Ranking,
+    Vocabulary,
+    best_first,
+    fuse,
+    fuse_weighted,
+    scaled,
+    varied,
+)
+from retrieval.reranking import RERANK_DEPTH, Readable, Reading
 from retrieval.scope import Scope
 from retrieval.stages import Stages
 from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File
 from retrieval.together import in_thread, together
 from retrieval.views import IndexViews
-from serving.protocols import Embedder, Lane, ModelUnknown, Reranker, ServingError
+from serving.protocols import Embedder, Lane, ModelUnavailable, ModelUnknown, Reranker, TextTooLong
 
+EXTRA = 8
+"""Chunks that are read from SQL beside those that are wanted, in case some are duplicates or were deleted."""
+EMBEDS_WITHIN_S = 20.0
+"""A query that the models server has not embedded by then is not searched: the server hangs."""
 DEPTH = 400
 """How many chunks both rankings go deep before they are fused. Scores are scaled by the least of them, and a long
 document has several, so a shallow ranking scales away what only one of the two has found.
 """
-RERANK_DEPTH = 30
-"""How many candidates the reranker reads: beyond it a small cross-encoder does more harm than good."""
+VARIETY = 2
+"""For each chunk that a hybrid search is asked for, so many are candidates: those of other sections may come before."""
 EARLY = 10
 """How many of the best by words the reranker may read while it is not known yet whether they are candidates: so few
 that even if none is, it reads a third more and not twice as much.
@@ -64,14 +81,13 @@ class GenerationSwitched(Exception):
     """Another generation of a collection answers than the one that the search began with."""
 
 
-class EmbeddingModelRemoved(EmbeddingModelChanged):
-    """A collection's embedding model is no longer among those that are served."""
+class EmbeddingModelUnavailable(ModelUnavailable):
+    """A collection's embedding model cannot be asked: it is not among those that are served, or does not answer."""
 
-    def __init__(self, collection_id: str, alias: str) -> None:
-        Exception.__init__(
-            self,
-            f"Vector store '{collection_id}' needs the embedding model '{alias}', which is not served. "
-            "Add it to models.embedding again, or rebuild the store with `strongroom collections rebuild`.",
+    def __init__(self, collection_id: str, alias: str, why: str) -> None:
+        super().__init__(
+            f"Vector store '{collection_id}' needs the embedding model '{alias}', which is not available. {why} "
+            "A search by words alone (search_mode 'keyword') needs no model."
         )
 
 
@@ -86,6 +102,19 @@ class SearchOptions:
     filters: Filter | None = None
     rerank: bool = True
     """Use the reranker when one is configured."""
+    explains: bool = False
+    """Tell which comparisons of the filter each document that was found meets."""
+    weighs: bool = False
+    """Tell the signals of whether what was found bears on the query."""
+
+
+@dataclass(frozen=True)
+class QueryCut:
+    """An embedding model that reads less than the query's `tokens`: only its first `max_tokens` were searched by."""
+
+    alias: str
+    tokens: int
+    max_tokens: int
 
 
 @dataclass(frozen=True)
@@ -108,14 +137,32 @@ class FoundChunk:
     token_count: int
     score: float
     similarity_hash: int | None = None
+    dense_score: float | None = None
+    """The cosine with the query. None where the vector ranking, DEPTH deep, lacks it."""
+    dense_rank: int | None = None
+    keyword_score: float | None = None
+    """BM25. None where the keyword ranking lacks it."""
+    keyword_rank: int | None = None
+    fused_score: float = 0.0
+    """0..1, before the reranker had its say. `score` is what the ranking goes by in the end."""
+    fused_rank: int = 0
+    """Among the candidates, from 1, as all ranks."""
+    rerank_score: float | None = None
+    """0..1. None where no reranker read it."""
+    admitted_by: tuple[str, ...] = ()
+    """The keys of the comparisons in the filter that its document meets, if the search explains itself."""
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The fused ranking, and the best cosine in it: unlike a fused score, that one compares across queries."""
+    """The ranking, best first, and what tells whether it bears on the query, if the search weighs that.
+
+    `cuts` tells of each embedding model that read only the beginning of the query.
+    """
 
     chunks: tuple[FoundChunk, ...]
-    best_similarity: float
+    signals: Signals | None = None
+    cuts: tuple[QueryCut, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,12 +182,14 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _ByWords:
-    """What the keyword indexes found. `documents`: those that a filter admits, or None without a filter."""
+    """What the keyword indexes found. `documents`: those that may be found, or None if all may be."""
 
     ranking: Ranking
     documents: Set[int] | None
     likely: tuple[FoundChunk, ...]
     """The first few, which will hardly be missing among the candidates."""
+    vocabulary: Vocabulary
+    """Of the query's words, if the search weighs evidence."""
 
 
 @dataclass(frozen=True)
@@ -149,14 +198,9 @@ class _EmbeddedQuery:
 
     fingerprint: str
     vectors: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class _Early:
-    """Relevance of some chunks by id, that is being computed; empty when the reranker failed."""
-
-    chunk_ids: Set[int]
-    scoring: asyncio.Task[dict[int, float]]
+    cut: QueryCut | None
+    unrelated: float
+    """Mean cosine with texts that have nothing to do with it, if the search weighs evidence."""
 
 
 class Searcher:
@@ -181,6 +225,8 @@ class Searcher:
         self._embedder_of = embedder_of
         self._reranker = reranker
         self._default_embedding = default_embedding
+        self._unrelated: dict[str, NDArray[np.float32]] = {}
+        """UNRELATED texts as each model embeds them, by its fingerprint."""
         self._clock = clock
 
     async def search(
@@ -199,8 +245,8 @@ class Searcher:
         it; the last one decides what is still there to be found. Its times go into `stages`: embed, keywords,
         vectors, load, rerank.
 
-        Raises CollectionMissing, CollectionExpired, EmbeddingModelChanged, and what the models raise: a failed
-        model never turns a search into a lesser one in silence.
+        Raises CollectionMissing, CollectionExpired, EmbeddingModelChanged, EmbeddingModelUnavailable, and what the
+        models raise: a failed model never turns a search into a lesser one in silence.
         """
         options = options or SearchOptions()
         while True:
@@ -215,21 +261,33 @@ class Searcher:
 
     async def _search(self, asked: _Asked) -> Candidates:
         options = asked.options
-        reranker = self._reranker if options.rerank else None
+        reading = self._reading(asked)
         async with together() as tasks:
             embedding = tasks.create_task(self._embed(asked))
-            by_words = await in_thread(self._rank_by_words, asked, reranks=reranker is not None)
-            early = None
-            if reranker and by_words.likely and not embedding.done():
-                scoring = tasks.create_task(_score_early(reranker, asked, by_words.likely))
-                early = _Early({chunk.chunk_id for chunk in by_words.likely}, scoring)
-            depth = max(options.limit, RERANK_DEPTH) if reranker else options.limit
+            by_words = await in_thread(self._rank_by_words, asked, reranks=reading is not None)
+            if reading and by_words.likely and not embedding.done():
+                reading.begin(tasks, {chunk.chunk_id: _indexed(chunk) for chunk in by_words.likely})
+            depth = VARIETY * options.limit if options.mode is SearchMode.HYBRID else options.limit
+            depth = max(depth, RERANK_DEPTH) if reading else depth
             candidates = await in_thread(self._rank, asked, by_words, await embedding, depth)
-            if reranker:
-                relevance = await _relevance(reranker, asked, candidates.chunks, early)
-                candidates = _blended(candidates, relevance)
-        kept = [chunk for chunk in candidates.chunks if chunk.score >= options.score_threshold]
+            if reading:
+                candidates = await _reranked(reading, candidates, limit=options.limit)
+        chunks = candidates.chunks
+        if options.mode is SearchMode.HYBRID:
+            chunks = _varied(chunks)
+        kept = [chunk for chunk in chunks if chunk.score >= options.score_threshold]
         return replace(candidates, chunks=tuple(kept[: options.limit]))
+
+    def _reading(self, asked: _Asked) -> Reading | None:
+        if self._reranker is None or not asked.options.rerank:
+            return None
+        return Reading(
+            self._reranker,
+            asked.query,
+            lane=asked.lane,
+            cache_salt=asked.scope.cache_salt,
+            stages=asked.stages,
+        )
 
     def _ask(
         self,
@@ -270,16 +328,38 @@ class Searcher:
         return {alias: task.result() for alias, task in embedding.items()}
 
     async def _embed_by(self, asked: _Asked, alias: str) -> _EmbeddedQuery:
+        """A query that is too long for the model is cut, and that is told."""
+        cut: QueryCut | None = None
         try:
             embedder = self._embedder_of(alias)
-            card = await embedder.describe()
-            vectors = await embedder.embed(
-                [asked.query], lane=asked.lane, cache_salt=asked.scope.tenant_id, truncate=True
+            embed = partial(
+                embedder.embed,
+                [asked.query],
+                lane=asked.lane,
+                deadline_s=EMBEDS_WITHIN_S,
+                cache_salt=asked.scope.cache_salt,
             )
-        except ModelUnknown as error:
+            card = await embedder.describe()
+            try:
+                vectors = await embed()
+            except TextTooLong as error:
+                cut = QueryCut(alias, tokens=error.tokens, max_tokens=error.max_tokens)
+                vectors = await embed(truncate=True)
+            unrelated = await self._unrelated_to(vectors, embedder, card.fingerprint, asked)
+        except (ModelUnknown, ModelUnavailable) as error:
             needing = next(each for each, wanted in asked.aliases.items() if wanted == alias)
-            raise EmbeddingModelRemoved(needing, alias) from error
-        return _EmbeddedQuery(card.fingerprint, vectors)
+            raise EmbeddingModelUnavailable(needing, alias, _why(error)) from error
+        return _EmbeddedQuery(card.fingerprint, vectors, cut, unrelated)
+
+    async def _unrelated_to(
+        self, vectors: NDArray[np.float32], embedder: Embedder, fingerprint: str, asked: _Asked
+    ) -> float:
+        if not asked.options.weighs:
+            return 0.0
+        if fingerprint not in self._unrelated:
+            # Kept for all tenants, since these texts are nobody's.
+            self._unrelated[fingerprint] = await embedder.embed(UNRELATED, lane=asked.lane, truncate=True)
+        return float((self._unrelated[fingerprint] @ vectors[0]).mean())
 
     def _rank_by_words(self, asked: _Asked, *, reranks: bool) -> _ByWords:
         """Also lets the indexes follow the log and the filter choose its documents, whatever the mode."""
@@ -288,16 +368,20 @@ class Searcher:
                 collections = _present(session, asked)
                 documents = _matching(session, asked, collections)
                 hits: list[Hit] = []
+                said = content_words(asked.query) if asked.options.weighs else ()
+                vocabulary = Vocabulary()
                 for collection in collections:
                     view = self._views.follow(session, collection)
                     if view is not None and asked.options.mode is not SearchMode.VECTOR:
                         hits += view.keywords.search([asked.query], DEPTH, documents=documents)[0]
+                    if view is not None and said:
+                        vocabulary += view.keywords.vocabulary(said)
                 ranking = best_first(hits)[:DEPTH]
             likely: tuple[FoundChunk, ...] = ()
             if reranks and (hits_to_load := _likely(ranking, asked.options)):
                 with asked.stages.measure("load"):
                     likely = _load(session, asked, hits_to_load, EARLY)
-        return _ByWords(ranking, documents, likely)
+        return _ByWords(ranking, documents, likely, vocabulary)
 
     def _rank(
         self, asked: _Asked, by_words: _ByWords, queries: Mapping[str, _EmbeddedQuery], depth: int
@@ -313,8 +397,29 @@ class Searcher:
             with asked.stages.measure("load"):
                 ranking = _fuse(_joined(by_meaning), by_words.ranking, asked.options)
                 chunks = _load(session, asked, ranking, depth)
-        best = max((ranking[0].score for ranking in by_meaning if ranking), default=0.0)
-        return Candidates(chunks=chunks, best_similarity=best)
+                if asked.options.explains:
+                    chunks = _with_filter_keys(session, asked.options.filters, chunks)
+        signals = None
+        if asked.options.weighs:
+            with asked.stages.measure("weigh"):
+                signals = signals_of(
+                    asked.query,
+                    chunks,
+                    nearness=max(
+                        (
+                            nearness_of(each[0].score, query.unrelated)
+                            for each, query in zip(by_meaning, queries.values(), strict=True)
+                            if each
+                        ),
+                        default=0.0,
+                    ),
+                    vocabulary=by_words.vocabulary,
+                )
+        return Candidates(
+            chunks=_with_ranks(chunks, by_meaning, by_words.ranking),
+            signals=signals,
+            cuts=tuple(query.cut for query in queries.values() if query.cut),
+        )
 
     def _rank_by_meaning(
         self,
@@ -342,7 +447,7 @@ def _readable(
     session: Session, scope: Scope, collection_ids: Sequence[str] | None, *, now: float
 ) -> list[Collection]:
     """Raises CollectionMissing, CollectionExpired for one that was named."""
-    query = select(Collection).where(Collection.tenant_id == scope.tenant_id)
+    query = select(Collection).where(readable_collections(scope))
     if collection_ids is None:
         return [each for each in session.scalars(query) if not is_expired(each, now=now)]
     found = {each.id: each for each in session.scalars(query.where(Collection.id.in_(collection_ids)))}
@@ -357,9 +462,7 @@ def _readable(
 def _present(session: Session, asked: _Asked) -> list[Collection]:
     """The collections of a search that are there still, as this transaction sees them. Raises GenerationSwitched."""
     collections = session.scalars(
-        select(Collection).where(
-            Collection.tenant_id == asked.scope.tenant_id, Collection.id.in_(asked.aliases)
-        )
+        select(Collection).where(readable_collections(asked.scope), Collection.id.in_(asked.aliases))
     ).all()
     if any(each.generation != asked.generations[each.id] for each in collections):
         raise GenerationSwitched
@@ -367,17 +470,14 @@ def _present(session: Session, asked: _Asked) -> list[Collection]:
 
 
 def _matching(session: Session, asked: _Asked, collections: Sequence[Collection]) -> Set[int] | None:
-    """The documents that a filter admits, or None without a filter."""
+    """The documents that the filter admits and the scope may read, or None where both mean all."""
     filters = asked.options.filters
-    if filters is None:
+    ids = select(Document.id).where(Document.collection_id.in_([collection.id for collection in collections]))
+    hidden = ids.where(Document.readers.is_not(None), ~readable_documents(asked.scope)).limit(1)
+    if filters is None and (asked.scope.is_admin or session.scalar(hidden) is None):
         return None
-    rows = session.execute(
-        select(Document.id, Document.attributes).where(
-            Document.tenant_id == asked.scope.tenant_id,
-            Document.collection_id.in_([collection.id for collection in collections]),
-        )
-    )
-    return frozenset(document_id for document_id, attributes in rows if matches(filters, attributes))
+    wanted = admitted(filters, session) if filters is not None else true()
+    return frozenset(session.scalars(ids.where(readable_documents(asked.scope), wanted)))
 
 
 def _likely(by_words: Ranking, options: SearchOptions) -> Ranking:
@@ -408,7 +508,7 @@ def _fuse(dense: Ranking, words: Ranking, options: SearchOptions) -> Ranking:
 def _load(session: Session, asked: _Asked, ranking: Ranking, limit: int) -> tuple[FoundChunk, ...]:
     """The best `limit` chunks of a ranking that are there to be found, each text once."""
     found: list[FoundChunk] = []
-    start, window = 0, limit * 2
+    start, window = 0, limit + EXTRA
     while len(found) < limit and start < len(ranking):
         found = without_duplicates([*found, *_join(session, asked, ranking[start : start + window])])
         start, window = start + window, window * 4
@@ -429,8 +529,10 @@ def _join(session: Session, asked: _Asked, ranking: Ranking) -> tuple[FoundChunk
         .where(
             Chunk.id.in_(scores),
             Chunk.tenant_id == asked.scope.tenant_id,
+            readable_documents(asked.scope),
             Chunk.collection_id.in_(asked.aliases),
             Document.status == DocumentStatus.COMPLETED,
+            admitted(filters, session) if filters is not None else true(),
         )
     )
     found = [
@@ -453,65 +555,99 @@ def _join(session: Session, asked: _Asked, ranking: Ranking) -> tuple[FoundChunk
             similarity_hash=chunk.similarity_hash,
         )
         for chunk, file_id, attributes, filename in rows
-        if filters is None or matches(filters, attributes)
     ]
     return _ordered(found)
 
 
-async def _score(reranker: Reranker, asked: _Asked, chunks: Sequence[FoundChunk]) -> dict[int, float]:
-    """Relevance by chunk id."""
-    if not chunks:
-        return {}
-    with asked.stages.measure("rerank"):
-        scores = await reranker.score(
-            asked.query,
-            [under_headings(chunk.headings, chunk.text) for chunk in chunks],
-            lane=asked.lane,
-            cache_salt=asked.scope.tenant_id,
-            truncate=True,
+def _with_filter_keys(
+    session: Session, filters: Filter | None, chunks: tuple[FoundChunk, ...]
+) -> tuple[FoundChunk, ...]:
+    """The candidates, each with those comparisons of the filter that its document meets, by their keys."""
+    if filters is None or not chunks:
+        return chunks
+    compared = comparisons(filters)
+    met = (admitted(each, session).label(f"comparison_{number}") for number, each in enumerate(compared))
+    keys = [each.key_as_written for each in compared]
+    of_documents = {
+        document_id: tuple(dict.fromkeys(key for key, meets in zip(keys, row_of_met, strict=True) if meets))
+        for document_id, *row_of_met in session.execute(
+            select(Document.id, *met).where(Document.id.in_({chunk.document_id for chunk in chunks}))
         )
-    return {chunk.chunk_id: float(score) for chunk, score in zip(chunks, scores, strict=True)}
+    }
+    # Between two statements a document may go.
+    return tuple(replace(chunk, admitted_by=of_documents.get(chunk.document_id, ())) for chunk in chunks)
 
 
-async def _score_early(reranker: Reranker, asked: _Asked, chunks: Sequence[FoundChunk]) -> dict[int, float]:
-    """As `_score`, but a failure is none yet: what fails may not even be a candidate in the end."""
-    try:
-        return await _score(reranker, asked, chunks)
-    except ServingError:
-        return {}
+def _with_ranks(
+    chunks: Sequence[FoundChunk], by_meaning: Sequence[Ranking], by_words: Ranking
+) -> tuple[FoundChunk, ...]:
+    """The fused candidates, each with what both rankings say of it."""
+    cosines = {hit.chunk_id: hit.score for ranking in by_meaning for hit in ranking}
+    dense_ranks = {hit.chunk_id: rank for rank, hit in enumerate(_joined(by_meaning), 1)}
+    words = {hit.chunk_id: (rank, hit.score) for rank, hit in enumerate(by_words, 1)}
+    told = []
+    for fused_rank, chunk in enumerate(chunks, 1):
+        keyword_rank, keyword_score = words.get(chunk.chunk_id, (None, None))
+        told.append(
+            replace(
+                chunk,
+                dense_rank=dense_ranks.get(chunk.chunk_id),
+                dense_score=cosines.get(chunk.chunk_id),
+                keyword_rank=keyword_rank,
+                keyword_score=keyword_score,
+                fused_rank=fused_rank,
+                fused_score=chunk.score,
+            )
+        )
+    return tuple(told)
 
 
-async def _relevance(
-    reranker: Reranker, asked: _Asked, chunks: Sequence[FoundChunk], early: _Early | None
-) -> dict[int, float]:
-    """As `_score` of all chunks, the same however many of them were begun early."""
-    if early is None:
-        return await _score(reranker, asked, chunks)
-    begun = [chunk for chunk in chunks if chunk.chunk_id in early.chunk_ids]
-    others = [chunk for chunk in chunks if chunk.chunk_id not in early.chunk_ids]
-    if not begun:
-        early.scoring.cancel()
-        return await _score(reranker, asked, others)
-    async with together() as tasks:
-        scoring = tasks.create_task(_score(reranker, asked, others))
-        known = await early.scoring
-        if not known:
-            known = await _score(reranker, asked, begun)
-    return {**known, **scoring.result()}
+async def _reranked(reading: Reading, candidates: Candidates, *, limit: int) -> Candidates:
+    readable = [
+        Readable(chunk.chunk_id, _indexed(chunk), chunk.token_count, chunk.score)
+        for chunk in candidates.chunks
+    ]
+    verdict = await reading.judge(readable, limit=limit)
+    judged = [
+        replace(
+            chunk, score=verdict.scores[chunk.chunk_id], rerank_score=verdict.relevance.get(chunk.chunk_id)
+        )
+        for chunk in candidates.chunks
+    ]
+    signals = candidates.signals
+    if signals is not None:
+        signals = signals.with_relevance(max(verdict.relevance.values(), default=0.0))
+    return replace(candidates, chunks=_ordered(judged), signals=signals)
 
 
-def _blended(candidates: Candidates, relevance: Mapping[int, float]) -> Candidates:
-    """Blends the first stage with the reranker in equal parts, both scaled to 0..1 over the candidates.
-
-    Alone, a small cross-encoder orders texts outside its training worse than the first stage does.
-    """
-    first = tuple(Hit(chunk.chunk_id, chunk.score) for chunk in candidates.chunks)
-    second = tuple(Hit(chunk.chunk_id, relevance[chunk.chunk_id]) for chunk in candidates.chunks)
-    blended = {hit.chunk_id: hit.score for hit in fuse_weighted([first, second], [0.5, 0.5])}
-    return replace(
-        candidates,
-        chunks=_ordered([replace(chunk, score=blended[chunk.chunk_id]) for chunk in candidates.chunks]),
+def _varied(chunks: Sequence[FoundChunk]) -> tuple[FoundChunk, ...]:
+    hits = varied(
+        tuple(Hit(chunk.chunk_id, chunk.score) for chunk in chunks),
+        {chunk.chunk_id: _section(chunk) for chunk in chunks},
     )
+    scores = {hit.chunk_id: hit.score for hit in hits}
+    return _ordered([replace(chunk, score=scores[chunk.chunk_id]) for chunk in chunks])
+
+
+def _section(chunk: FoundChunk) -> tuple[int, tuple[str, ...]] | None:
+    """None without headings: a text may be long, and speak of anything. A table's header row is no heading."""
+    headings = chunk.headings
+    if headings and " | " in headings[-1]:
+        headings = headings[:-1]
+    return (chunk.document_id, headings) if headings else None
+
+
+def _indexed(chunk: FoundChunk) -> str:
+    return under_headings(chunk.headings, chunk.text)
+
+
+def _why(error: ModelUnknown | ModelUnavailable) -> str:
+    if isinstance(error, ModelUnknown):
+        return (
+            "It is not served: add it to models.embedding again, or rebuild the store with "
+            "`strongroom collections rebuild`."
+        )
+    return str(error) or "It does not answer."
 
 
 def _ordered(chunks: Sequence[FoundChunk]) -> tuple[FoundChunk, ...]:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from serving.tracing import part
+
 
 class Stages:
     """Stages of one request, in the order in which they began. Safe to use from several threads.
@@ -23,9 +25,12 @@ class Stages:
     def measure(self, name: str) -> Iterator[None]:
         """`name` is a token of HTTP, such as `embed`. A stage that fails is measured as well."""
         self._enter(name)
+        # Not the task's current span: a stage may end in another task than it began in.
+        traced = part(name)
         try:
             yield
         finally:
+            traced.end()
             self._leave(name)
 
     def __iter__(self) -> Iterator[tuple[str, float]]:

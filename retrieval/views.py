@@ -1,22 +1,42 @@
 """Keeps an index pair for each generation of a collection equal to SQL: built from the chunks, it follows their log."""
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from retrieval.chunks import searchable
+from retrieval.chunks import generation_of, searchable
+from retrieval.database import Database
 from retrieval.keyword_index import TantivyKeywordIndex
 from retrieval.places import under_headings
 from retrieval.rankings import IndexedChunk, KeywordIndex, VectorIndex
-from retrieval.tables import Chunk, ChunkLog, Collection, Generation, GenerationState, LogOp
+from retrieval.snapshots import Snapshots
+from retrieval.tables import (
+    Chunk,
+    ChunkLog,
+    Collection,
+    Document,
+    File,
+    Generation,
+    GenerationState,
+    LogOp,
+)
 from retrieval.vector_index import FaissVectorIndex
 
 WINDOW = 2_000
 """Chunks that are read from SQL at once: bounds the memory of a rebuild."""
+SNAPSHOT_FROM = 2_000
+"""Log entries since the last snapshot that make a new one worth it: with fewer, SQL is read within a second."""
+SNAPSHOT_SHARE = 0.1
+"""Of the log, likewise."""
+QUIET_S = 10.0
+"""A snapshot waits until nothing changes for so long."""
+WRITING_SHARE = 0.05
+"""Of one core's time, for writing snapshots of one generation."""
 
 
 @dataclass
@@ -27,6 +47,8 @@ class CollectionView:
     keywords: KeywordIndex
     seq: int = 0
     following: threading.Lock = field(default_factory=threading.Lock)
+    loaded_seq: int | None = None
+    """That of the snapshot whose files the keyword index reads."""
 
 
 @dataclass(frozen=True)
@@ -42,24 +64,42 @@ class _Place:
         return self.collection_id, self.generation
 
 
-class IndexViews:
-    """All views of one process. Safe to use from several threads."""
+@dataclass
+class _Writing:
+    """When a generation's next snapshot may be written: not while it changes, and not all the time."""
 
-    def __init__(self) -> None:
+    head: int
+    quiet_since: float
+    not_before: float
+
+
+class IndexViews:
+    """All views of one process. Safe to use from several threads.
+
+    `snapshots` make a start quick, and are written by `tend`; without them every start reads SQL.
+    """
+
+    def __init__(
+        self, snapshots: Snapshots | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._snapshots = snapshots
+        self._clock = clock
         self._views: dict[tuple[str, int], CollectionView] = {}
         self._building: dict[tuple[str, int], threading.Lock] = {}
         self._lock = threading.Lock()
         """Of the two dictionaries; never held for long."""
+        self._writing: dict[tuple[str, int], _Writing] = {}
 
     def follow(self, session: Session, of: Collection | Generation) -> CollectionView | None:
         """Its view, with everything in it that this transaction sees. None while it is empty."""
         place = _place(of)
-        view = self._views.get(place.key) or self._build(session, place)
+        view = self._views.get(place.key) or self._build(session, of)
         if view is None:
             return None
         with view.following:
             if view.seq < place.head:
-                _apply_log(session, place, view)
+                _apply_log(session, place, view.seq, view.vectors, view.keywords)
+                view.seq = place.head
         return view
 
     def keep_ready(self, session: Session) -> None:
@@ -84,24 +124,111 @@ class IndexViews:
             if generation.collection_id in used:
                 self.follow(session, generation)
 
+    def tend(self, database: Database, *, stopping: threading.Event) -> None:
+        """Does what can wait, for a thread behind the searches: call it every second or so, from one at a time.
+
+        It tends the vector indexes, removes snapshots that hold what was deleted, moves keyword indexes from their
+        snapshot's files into memory once they change, and writes snapshots.
+        """
+        with self._lock:
+            views = dict(self._views)
+        for view in views.values():
+            if not stopping.is_set():
+                view.vectors.tend()
+        if self._snapshots is None:
+            return
+        with database.read() as session:
+            self._snapshots.remove_outdated(session)
+        for key, view in views.items():
+            if not stopping.is_set():
+                self._move_into_memory(database, key, view, stopping)
+                self._write_snapshot(self._snapshots, database, key, stopping)
+
+    def indexes(self) -> list[VectorIndex]:
+        """Those of all views, to be told of."""
+        with self._lock:
+            return [view.vectors for view in self._views.values()]
+
     def forget(self, collection_id: str) -> None:
+        """It was deleted."""
         with self._lock:
             for key in [key for key in self._views if key[0] == collection_id]:
                 del self._views[key]
                 del self._building[key]
+        if self._snapshots is not None:
+            for snapshot in self._snapshots.kept(collection_id):
+                self._snapshots.remove(snapshot)
 
-    def _build(self, session: Session, place: _Place) -> CollectionView | None:
+    def _build(self, session: Session, of: Collection | Generation) -> CollectionView | None:
+        place = _place(of)
         # One build at a time: two threads that both find nothing would read the whole collection twice.
         with self._lock:
             building = self._building.setdefault(place.key, threading.Lock())
         with building:
             view = self._views.get(place.key)
             if view is None:
-                view = _read_all(session, place)
+                view = self._load(session, of) or _read_all(session, place)
                 if view is not None:
                     with self._lock:
                         self._views[place.key] = view
             return view
+
+    def _load(self, session: Session, of: Collection | Generation) -> CollectionView | None:
+        loaded = self._snapshots.load(session, of) if self._snapshots is not None else None
+        if loaded is None:
+            return None
+        return CollectionView(loaded.vectors, loaded.keywords, seq=loaded.seq, loaded_seq=loaded.seq)
+
+    def _move_into_memory(
+        self, database: Database, key: tuple[str, int], view: CollectionView, stopping: threading.Event
+    ) -> None:
+        """Files keep words of removed texts until they are merged, and each change to them waits for the disk."""
+        if view.loaded_seq is None:
+            return
+        with database.read() as session:
+            of = generation_of(session, *key)
+            if of is None or of.head == view.loaded_seq:
+                return
+            keywords = TantivyKeywordIndex()
+            place = _place(of)
+            for chunks in _windows(session, searchable(*key)):
+                keywords.apply(added=chunks, removed=())
+                if stopping.is_set():
+                    return
+        # What came meanwhile: most of it first, and only the rest while searches that follow wait.
+        for _ in range(2):
+            with database.read() as session:
+                of = generation_of(session, *key)
+                if of is None:
+                    return
+                _apply_log(session, _place(of), place.head, keywords)
+                place = _place(of)
+        with view.following, database.read() as session:
+            of = generation_of(session, *key)
+            if of is None:
+                return
+            _apply_log(session, _place(of), place.head, keywords)
+            _apply_log(session, _place(of), view.seq, view.vectors)
+            view.keywords, view.seq, view.loaded_seq = keywords, of.head, None
+
+    def _write_snapshot(
+        self, snapshots: Snapshots, database: Database, key: tuple[str, int], stopping: threading.Event
+    ) -> None:
+        with database.read() as session:
+            of = generation_of(session, *key)
+            if of is None:
+                self._writing.pop(key, None)
+                return
+            began_at = self._clock()
+            writing = self._writing.setdefault(key, _Writing(of.head, began_at, began_at))
+            if of.head != writing.head:
+                writing.head, writing.quiet_since = of.head, began_at
+            written = max((snapshot.seq for snapshot in snapshots.kept(*key)), default=0)
+            is_worth_it = of.head - written >= max(SNAPSHOT_FROM, SNAPSHOT_SHARE * of.head)
+            if is_worth_it and began_at >= max(writing.not_before, writing.quiet_since + QUIET_S):
+                snapshots.write(session, of, _windows(session, searchable(*key)), stopping=stopping)
+                took_s = self._clock() - began_at
+                writing.not_before = self._clock() + took_s / WRITING_SHARE
 
 
 def build_view(session: Session, of: Collection | Generation) -> CollectionView | None:
@@ -125,17 +252,18 @@ def _read_all(session: Session, place: _Place) -> CollectionView | None:
         view.vectors.apply(added=chunks, removed=())
         view.keywords.apply(added=chunks, removed=())
     if view is not None:
+        view.vectors.tend()
         view.seq = place.head
     return view
 
 
-def _apply_log(session: Session, place: _Place, view: CollectionView) -> None:
+def _apply_log(session: Session, place: _Place, since: int, *indexes: VectorIndex | KeywordIndex) -> None:
     log = session.execute(
         select(ChunkLog.op, ChunkLog.chunk_id)
         .where(
             ChunkLog.collection_id == place.collection_id,
             ChunkLog.generation == place.generation,
-            ChunkLog.seq > view.seq,
+            ChunkLog.seq > since,
             ChunkLog.seq <= place.head,
         )
         .order_by(ChunkLog.seq)
@@ -146,15 +274,16 @@ def _apply_log(session: Session, place: _Place, view: CollectionView) -> None:
     for start in range(0, max(len(added), 1), WINDOW):
         window = _windows(session, Chunk.id.in_(added[start : start + WINDOW]))
         chunks = [chunk for part in window for chunk in part]
-        view.vectors.apply(added=chunks, removed=removed)
-        view.keywords.apply(added=chunks, removed=removed)
+        for index in indexes:
+            index.apply(added=chunks, removed=removed)
         removed = []
-    view.seq = place.head
 
 
 def _windows(session: Session, wanted: ColumnElement[bool]) -> Iterator[Sequence[IndexedChunk]]:
     columns = (
-        select(Chunk.id, Chunk.document_id, Chunk.headings, Chunk.text, Chunk.embedding)
+        select(Chunk.id, Chunk.document_id, Chunk.headings, Chunk.text, Chunk.embedding, File.filename)
+        .join(Document, Document.id == Chunk.document_id)
+        .join(File, File.id == Document.file_id)
         .where(wanted)
         .order_by(Chunk.id)
     )
@@ -165,6 +294,7 @@ def _windows(session: Session, wanted: ColumnElement[bool]) -> Iterator[Sequence
                 document_id=document_id,
                 text=under_headings(tuple(headings), text),
                 embedding=np.frombuffer(embedding, np.float16).astype(np.float32),
+                filename=filename,
             )
-            for chunk_id, document_id, headings, text, embedding in rows
+            for chunk_id, document_id, headings, text, embedding, filename in rows
         ]

@@ -26,6 +26,8 @@ from serving.protocols import (
     TextTooLong,
 )
 from serving.readiness import Kind, ModelReadiness, State
+from serving.request_ids import request_id_header
+from serving.tracing import traceparent
 
 TEXTS_PER_REQUEST = 256
 """Longer lists go as several requests: below the server's bound, and a departure is seen soon."""
@@ -40,6 +42,7 @@ LONGEST_LOADING_S = 120.0
 """For cards: the first question about a model loads it. The server answers sooner, see its own bound."""
 
 CONNECT_S = 5.0
+NOT_UNDERSTOOD = "What answers at models.url is no models server of this version."
 
 Card = TypeVar("Card", bound=EmbeddingModel | RerankingModel)
 
@@ -189,7 +192,10 @@ class _RemoteModel(Generic[Card]):
                 raise ModelUnknown(self._alias, ())
             path = f"/models/{self._kind}/{quote(self._alias, safe='')}"
             content, headers = await self._exchange.send("GET", path, timeout_s=timeout_s)
-            known = _Known(self._card_type(**orjson.loads(content)), headers["X-Fingerprint"])
+            try:
+                known = _Known(self._card_type(**orjson.loads(content)), headers["X-Fingerprint"])
+            except (orjson.JSONDecodeError, LookupError, TypeError) as error:
+                raise ModelUnavailable(NOT_UNDERSTOOD) from error
             self._cards[self._alias] = known
         return known
 
@@ -247,10 +253,14 @@ class _RemoteModel(Generic[Card]):
             raise TextTooLong(index, tokens=error.tokens, max_tokens=error.max_tokens) from None
         except TextRefused as error:
             raise TextRefused(start + error.index, error.reason) from None
-        if headers["X-Fingerprint"] != fingerprint:
+        if headers.get("X-Fingerprint", fingerprint) != fingerprint:
             self._cards.pop(self._alias, None)
             raise ModelUnavailable(f"The models server has changed its model {self._alias}. Try again.")
-        rows = np.frombuffer(content, "<f4").reshape(int(headers["X-Rows"]), int(headers["X-Dimensions"]))
+        try:
+            shape = int(headers["X-Rows"]), int(headers["X-Dimensions"])
+            rows = np.frombuffer(content, "<f4").reshape(shape)
+        except (LookupError, ValueError) as error:
+            raise ModelUnavailable(NOT_UNDERSTOOD) from error
         return rows.astype(np.float32)
 
 
@@ -291,7 +301,11 @@ class _Exchange:
             has_begun = False
             try:
                 async with self._session.request(
-                    method, self._url + path, data=body, timeout=timeout
+                    method,
+                    self._url + path,
+                    data=body,
+                    timeout=timeout,
+                    headers={**traceparent(), **request_id_header()},
                 ) as reply:
                     has_begun = True
                     received = await reply.read()

@@ -7,7 +7,6 @@ models that do not fit together take turns, and neither shuts the other out.
 """
 
 import asyncio
-import hashlib
 import logging
 import math
 import time
@@ -50,6 +49,11 @@ class LoadedModel(Protocol):
 
     @property
     def replicas(self) -> Sequence[BatchModel[Any]]: ...
+    @property
+    def express(self) -> BatchModel[Any] | None:
+        """One more, for people alone."""
+        ...
+
     @property
     def limits_hint(self) -> int | None:
         """Tokens that a batch may have on this device, where that was measured."""
@@ -179,10 +183,11 @@ class HostedModel:
         )
         if self.running is not None:
             loaded = self.running.loaded
-            faults = [fault for fault in self.running.batcher.replica_faults if fault is not None]
+            every = self.running.batcher.replica_faults
+            faults = [fault for fault in every if fault is not None]
             return replace(
                 told,
-                state=State.FAILED if len(faults) == len(loaded.replicas) else State.READY,
+                state=State.FAILED if len(faults) == len(every) else State.READY,
                 reason="; ".join(sorted(set(faults))),
                 device=loaded.device,
                 precision=loaded.precision,
@@ -227,7 +232,7 @@ class ModelHost:
         limits: HostingLimits | None = None,
         cache: RowCache | None = None,
     ) -> None:
-        """`cache` is shared by the embedding models; rerankers see a pair of texts twice too seldom."""
+        """`cache` is shared by all models: a search that is asked again, or paged, costs no forward pass."""
         self._limits = limits or HostingLimits()
         self._cache = cache
         self._models = {(each.kind, each.alias): HostedModel(each) for each in declared}
@@ -427,16 +432,17 @@ class ModelHost:
         if loaded.limits_hint is not None:
             limits = replace(limits, max_batch_tokens=loaded.limits_hint)
         is_embedding = model.kind is Kind.EMBEDDING
-        fingerprint = _fingerprint(loaded.card)
+        fingerprint = loaded.card.fingerprint
         exits = AsyncExitStack()
         exits.push_async_callback(asyncio.to_thread, loaded.close)
         try:
             batcher: Batcher[Any] = Batcher(
                 loaded.replicas,
+                express=loaded.express,
                 probe="warm up" if is_embedding else ("warm", "up"),
                 limits=limits,
                 on_batch=partial(self._metrics.record, model.alias),
-                cache=self._cache if is_embedding else None,
+                cache=self._cache,
                 fingerprint=fingerprint,
                 counts=model.counts,
             )
@@ -521,13 +527,6 @@ class ModelTooLarge(ModelUnavailable):
             f"{alias} takes {memory_bytes / MIB:.0f} MiB, and all models together may take "
             f"{budget_bytes / MIB:.0f} (models.memory_mib): raise that, or declare a smaller model."
         )
-
-
-def _fingerprint(card: Card) -> str:
-    """A reranking model's card has none: what a caller can see of it stands in."""
-    if isinstance(card, EmbeddingModel):
-        return card.fingerprint
-    return hashlib.sha256(f"{card.max_tokens}\n{card.tokenizer_json}".encode()).hexdigest()
 
 
 def _failed(model: HostedModel, failure: _Failure) -> ModelUnavailable:

@@ -73,6 +73,8 @@ class RerankingModel:
 
     name: str
     """Its alias in the settings."""
+    fingerprint: str
+    """Changes whenever the same query and text could get another score."""
     max_tokens: int
     """The longest query and text together, special tokens included."""
     tokenizer_json: str

@@ -215,7 +215,7 @@ class ComposedStack:
     def __enter__(self) -> Self:
         # Ends the processes when these tests are killed themselves.
         self._reaper = subprocess.Popen(
-            [sys.executable, "-m", "app.reaper"], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "app.running.reaper"], stdin=subprocess.PIPE, start_new_session=True
         )
         return self
 
@@ -288,6 +288,15 @@ class ComposedStack:
             if time.monotonic() > deadline:
                 raise self._failure(name, f"is not healthy: {complaint[-500:]}")
             time.sleep(POLL_S)
+
+    def restart(self, name: str, *, within_s: float) -> None:
+        """One service, as `up --force-recreate --wait` does: ended, started, and healthy again."""
+        process = self._processes.pop(name)
+        process.terminate()
+        process.wait(STOP_S)
+        self._healthy.discard(name)
+        self.launch(self.services[name])
+        self.wait_healthy(name, within_s=within_s)
 
     def stop(self) -> None:
         """As an engine does: SIGTERM, and after a while SIGKILL to what is left of each group."""

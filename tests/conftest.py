@@ -1,15 +1,17 @@
 """What tests of every room start from: a migrated database of each kind, and two tenants."""
 
 import shutil
+import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from app.auth import KeyRing
-from app.migrate import migrate
+from app.access.auth import KeyRing
+from app.storage.migrate import migrate
 from retrieval.database import Database, open_database
 from retrieval.scope import Scope
 from retrieval.tables import Base, Role
@@ -24,6 +26,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # Before any test module imports a library that reads it.
     environment = pytest.MonkeyPatch()
     environment.setenv("HF_HUB_OFFLINE", "1")
+    # Of these tests alone, so that nothing of them stays in memory.
+    memory = tempfile.mkdtemp(prefix="strongroom-tests-", dir="/dev/shm")
+    environment.setenv("STRONGROOM_ENCRYPTION__MEMORY_FOLDER", memory)
+    config.add_cleanup(partial(shutil.rmtree, memory, ignore_errors=True))
     config.add_cleanup(environment.undo)
 
 

@@ -4,6 +4,7 @@ The first two pass the same contract suites as the real ones; the third is a rea
 """
 
 import asyncio
+import base64
 import hashlib
 import json
 import re
@@ -113,7 +114,7 @@ class FakeReranker(_Fallible):
     def __init__(self, *, max_tokens: int = 512) -> None:
         super().__init__()
         self.calls: list[tuple[Lane, str, list[str]]] = []
-        self._card = RerankingModel("fake", max_tokens, word_counting_tokenizer_json())
+        self._card = RerankingModel("fake", "fake-shared-words", max_tokens, word_counting_tokenizer_json())
 
     async def describe(self) -> RerankingModel:
         self._check(None)
@@ -183,6 +184,14 @@ class ScriptedEngine:
     """
 
     answer: Answer = lambda _: "It is so [1]."
+    answers: Sequence[str] = ()
+    """By choice, in place of `answer`."""
+    tool_calls: Sequence[dict[str, Any]] = ()
+    """Made in place of an answer, until one of the messages is a tool's."""
+    usage_details: Mapping[str, Any] = field(default_factory=dict)
+    """Beside the usage's counts: vLLM tells how many tokens it had in its cache, and how many were reasoning."""
+    finish_reason: str = "stop"
+    """Of an answer that is no call of a tool."""
     models: tuple[str, ...] = ("scripted",)
     owned_by: str = "scripted"
     """vLLM says "vllm"."""
@@ -193,6 +202,8 @@ class ScriptedEngine:
     healthy: bool = True
     metrics: str | None = None
     """What /metrics tells; None has no such route."""
+    count_tokens: Callable[[str], int] | None = None
+    """What /tokenize tells; None has no such route."""
     max_running: int | None = None
     """Requests beyond it are refused with 503, as by vLLM's bounded queue."""
     before_first_s: float = 0.0
@@ -206,6 +217,7 @@ class ScriptedEngine:
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """While it is cleared, completions wait before they answer."""
 
+    tokenized: list[str] = field(default_factory=list)
     requests: list[dict[str, Any]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
@@ -227,6 +239,7 @@ class ScriptedEngine:
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_post("/v1/chat/completions", self._complete)
         app.router.add_post("/v1/completions", self._complete)
+        app.router.add_post("/tokenize", self._tokenize)
         # So that a departed client ends the handler, as it does in vLLM.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -260,6 +273,14 @@ class ScriptedEngine:
         if self.metrics is None:
             return web.Response(status=404)
         return web.Response(text=self.metrics, content_type="text/plain")
+
+    async def _tokenize(self, request: web.Request) -> web.Response:
+        if self.count_tokens is None:
+            return web.Response(status=404)
+        asked = await request.json()
+        text = asked["prompt"] if "prompt" in asked else json.dumps(asked["messages"])
+        self.tokenized.append(text)
+        return web.json_response({"count": self.count_tokens(text), "max_model_len": self.max_model_len})
 
     async def _list_models(self, request: web.Request) -> web.Response:
         if not self._admits(request):
@@ -302,15 +323,14 @@ class ScriptedEngine:
             self._changed.set()
 
     async def _whole(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
-        text = self.answer(asked)
+        text = self.answers[0] if self.answers else self.answer(asked)
         for _ in re.findall(r"\S+\s*", text):
             await asyncio.sleep(self.between_words_s)
-        message = {"role": "assistant", "content": text}
         choices = [
-            {"index": index, "message": message, "text": text, "finish_reason": "stop", "logprobs": None}
+            self._choice(asked, index, self.answers[index] if self.answers else text)
             for index in range(asked.get("n") or 1)
         ]
-        reply = {**_head(asked, "chat.completion"), "choices": choices, "usage": _usage(asked, text)}
+        reply = {**_head(asked, "chat.completion"), "choices": choices, "usage": self._usage(asked, text)}
         content = json.dumps(reply, separators=(", ", ":  ")).encode()
         if self.lose_after_words is not None and self.is_cut_quietly:
             partly = web.StreamResponse(headers={"Content-Length": str(len(content))})
@@ -321,7 +341,35 @@ class ScriptedEngine:
         self.sent += content
         return web.Response(body=content, content_type="application/json")
 
+    def _usage(self, asked: dict[str, Any], text: str) -> dict[str, Any]:
+        return {**_usage(asked, text), **self.usage_details}
+
+    def _calls(self, asked: dict[str, Any]) -> bool:
+        answered = any(message.get("role") == "tool" for message in asked.get("messages", ()))
+        return bool(self.tool_calls and asked.get("tools")) and not answered
+
+    def _choice(self, asked: dict[str, Any], index: int, text: str) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        reason, logprobs = self.finish_reason, None
+        if self._calls(asked):
+            message, reason = {**message, "content": None, "tool_calls": list(self.tool_calls)}, "tool_calls"
+        elif "audio" in (asked.get("modalities") or ()):
+            sound = base64.b64encode(text.encode()).decode()
+            told = {"id": "audio_1", "expires_at": 2_000_000_000, "data": sound, "transcript": text}
+            message |= {"content": None, "audio": told}
+        elif asked.get("logprobs"):
+            logprobs = _logprobs(text, asked)
+        return {
+            "index": index,
+            "message": message,
+            "text": text,
+            "finish_reason": reason,
+            "logprobs": logprobs,
+        }
+
     async def _stream(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+        if self.answers or self._calls(asked):
+            return await self._stream_choices(request, asked)
         text = self.answer(asked)
         words = re.findall(r"\S+\s*", text)
         if self.lose_after_words == 0:
@@ -331,14 +379,47 @@ class ScriptedEngine:
         await asyncio.sleep(self.before_first_word_s)
         await self._event(reply, asked, {"role": "assistant", "content": ""})
         for number, word in enumerate(words, 1):
-            await self._event(reply, asked, {"content": word})
+            await self._event(
+                reply,
+                asked,
+                {"content": word},
+                logprobs=_logprobs(word, asked) if asked.get("logprobs") else None,
+            )
             await asyncio.sleep(self.between_words_s)
             if number == self.lose_after_words:
                 self._cut(request)
-        await self._event(reply, asked, {}, finish_reason="stop")
+        await self._event(reply, asked, {}, finish_reason=self.finish_reason)
         if (asked.get("stream_options") or {}).get("include_usage"):
-            usage = {**_head(asked, "chat.completion.chunk"), "choices": [], "usage": _usage(asked, text)}
+            usage = {
+                **_head(asked, "chat.completion.chunk"),
+                "choices": [],
+                "usage": self._usage(asked, text),
+            }
             await self._write(reply, f"data: {json.dumps(usage)}\n\n")
+        await self._write(reply, "data: [DONE]\n\n")
+        return reply
+
+    async def _stream_choices(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+        """Each choice's words in turn, as vLLM sends them, or calls of tools in pieces."""
+        reply = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+        await reply.prepare(request)
+        queues: list[list[dict[str, Any]]] = []
+        for index in range(asked.get("n") or 1):
+            if self._calls(asked):
+                deltas = [piece for call in self.tool_calls for piece in _call_deltas(call)]
+            else:
+                deltas = [{"content": word} for word in re.findall(r"\S+\s*", self.answers[index])]
+            reason = "tool_calls" if self._calls(asked) else self.finish_reason
+            queues.append(
+                [{"index": index, "delta": {"role": "assistant"}, "finish_reason": None}]
+                + [{"index": index, "delta": delta, "finish_reason": None} for delta in deltas]
+                + [{"index": index, "delta": {}, "finish_reason": reason}]
+            )
+        while any(queues):
+            for queue in queues:
+                if queue:
+                    chunk = {**_head(asked, "chat.completion.chunk"), "choices": [queue.pop(0)]}
+                    await self._write(reply, f"data: {json.dumps(chunk)}\n\n")
         await self._write(reply, "data: [DONE]\n\n")
         return reply
 
@@ -346,11 +427,12 @@ class ScriptedEngine:
         self,
         reply: web.StreamResponse,
         asked: dict[str, Any],
-        delta: dict[str, str],
+        delta: dict[str, Any],
         finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
     ) -> None:
         choices = [
-            {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+            {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
             for index in range(asked.get("n") or 1)
         ]
         chunk = {**_head(asked, "chat.completion.chunk"), "choices": choices}
@@ -372,7 +454,43 @@ class ScriptedEngine:
 
 
 def _head(asked: dict[str, Any], kind: str) -> dict[str, Any]:
+    kind = kind if "messages" in asked else "text_completion"
     return {"id": "chatcmpl-scripted", "object": kind, "created": 1_700_000_000, "model": asked.get("model")}
+
+
+def _logprobs(text: str, asked: dict[str, Any]) -> dict[str, Any]:
+    """A token is a space and what follows it, and a bracket is one of its own, as in many vocabularies.
+
+    The likeliest is the one that was chosen, and others are further away.
+    """
+    tokens = re.findall(r" ?\[|\]\S?| ?[^\s\[\]]+|\s", text)
+    most = asked.get("top_logprobs") or 0
+    return {
+        "content": [
+            {
+                **_token(token, -0.5),
+                "top_logprobs": [
+                    _token(each, -0.5 * rank) for rank, each in enumerate([token, *"abcdefgh"][:most], 1)
+                ],
+            }
+            for token in tokens
+        ],
+        "refusal": None,
+    }
+
+
+def _token(text: str, logprob: float) -> dict[str, Any]:
+    return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+
+
+def _call_deltas(call: dict[str, Any]) -> list[dict[str, Any]]:
+    """A tool call in three pieces."""
+    function = call["function"]
+    half = len(function["arguments"]) // 2
+    head = {**call, "index": 0, "function": {**function, "arguments": ""}}
+    rest = [function["arguments"][:half], function["arguments"][half:]]
+    pieces = [head, *({"index": 0, "function": {"arguments": piece}} for piece in rest)]
+    return [{"tool_calls": [piece]} for piece in pieces]
 
 
 def _usage(asked: dict[str, Any], text: str) -> dict[str, int]:

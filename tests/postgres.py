@@ -8,7 +8,8 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +36,8 @@ class PostgresServer:
 
     port: int
 
-    def url(self, database: str) -> str:
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+    def url(self, database: str, *, user: str = "postgres") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
     def create_database(self) -> str:
         """The name of a new database."""
@@ -54,9 +55,16 @@ class PostgresServer:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    found = sorted(BINARIES.glob("*/bin/initdb"))
-    if not found:
+    if not list(BINARIES.glob("*/bin/initdb")):
         pytest.skip(f"PostgreSQL is not installed: there is no {BINARIES}/*/bin/initdb")
+    with running_postgres() as server:
+        yield server
+
+
+@contextmanager
+def running_postgres(settings: Mapping[str, str] = {}) -> Iterator[PostgresServer]:
+    """A server with a folder of its own, which goes with it; `settings` in the place of those above."""
+    found = sorted(BINARIES.glob("*/bin/initdb"))
     folder = Path(tempfile.mkdtemp(prefix="strongroom-postgres-", dir="/tmp"))
     binaries, as_user = found[-1].parent, _unprivileged()
     if as_user:
@@ -66,7 +74,9 @@ def postgres_server() -> Iterator[PostgresServer]:
     # The signal reaches it even when the tests are killed: no server is left behind.
     postgres = ["setpriv", "--pdeathsig=QUIT", f"{binaries}/postgres", "-D", f"{folder}/cluster"]
     postgres += ["-k", str(folder), "-p", str(server.port)]
-    postgres += [word for name, value in SETTINGS.items() for word in ("-c", f"{name}={value}")]
+    postgres += [
+        word for name, value in {**SETTINGS, **settings}.items() for word in ("-c", f"{name}={value}")
+    ]
     try:
         subprocess.run(
             [*as_user, *initdb, "--encoding=UTF8", "--locale=C", "--no-sync"], check=True, capture_output=True

@@ -7,12 +7,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 from openai import OpenAI
+
+from app.settings import read_settings
+from app.storage.opening import open_storage
+from retrieval.database import Database
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "data" / "models"
@@ -27,12 +32,15 @@ class StartFailed(Exception):
 class Stack:
     """`strongroom serve` on a free port and a folder of its own."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, settings: Mapping[str, str] | None = None, *, samples: Path | None = None
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = folder.with_suffix(".log")
         self._settings = dict(settings or {})
+        self._samples = ["--samples", str(samples)] if samples else []
         self._client: OpenAI | None = None
 
     def start(self, *, roles: tuple[str, ...] = ("database", "models", "engine", "worker")) -> None:
@@ -48,6 +56,7 @@ class Stack:
                 str(self.port),
                 "--data-dir",
                 str(self.folder),
+                *self._samples,
             ],
             cwd=ROOT,
             env=os.environ | self._settings,  # noqa: TID251 - the child's environment
@@ -90,6 +99,13 @@ class Stack:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.key}"}, timeout=60)
 
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """The stack's own, whether it runs or not."""
+        settings = read_settings().with_options(storage={"data_dir": str(self.folder)})
+        with open_storage(settings) as storage:
+            yield storage.database
+
     def pid(self, role: str) -> int:
         """Of the role's process that was started last."""
         started = re.findall(rf"role_started name={role} pid=(\d+)", self.log.read_text())
@@ -115,6 +131,20 @@ class Stack:
         self.process.terminate()
         self.process.wait(timeout=30)
         return time.monotonic() - started
+
+
+def printed(environment: Mapping[str, str], *arguments: str) -> str:
+    """What `strongroom …` prints. Fails when it does."""
+    done = subprocess.run(
+        [sys.executable, "-m", "app.cli", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
 
 
 def eventually(condition: Callable[[], bool], *, within_s: float, every_s: float = 0.1) -> None:

@@ -6,16 +6,19 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from rich.console import Console
 
+from app.commands.remote import Json, Remote, RemoteRefused
 from app.evaluation.asking import QuestionRefused, ask_missing, patiently, stage_ms
+from app.evaluation.calibration import auc_of
 from app.evaluation.lines import EvaluationRefused
 from app.evaluation.metrics import contains, exact_match, token_f1
 from app.evaluation.questions import Question, QuestionFile
 from app.evaluation.runs import Cited, Outcome, RunFolder
-from app.remote import Json, Remote, RemoteRefused
 
 VARIANT = "answers"
+_MARKER = re.compile(r"\[\d+\]")
 OVERALL = "F1 with refusals"
 """As SQuAD 2.0 has it: F1 of answerable questions; of others, 1 for a refusal."""
 JUDGED = "judged right"
@@ -72,9 +75,20 @@ def notes_on(outcomes: Sequence[Outcome], *, judge: str | None) -> list[str]:
         notes.append(
             f"{judge} said neither yes nor no to {silent} answers, which are left out of its figure."
         )
+    if (auc := _evidence_auc(outcomes)) is not None:
+        notes.append(f"Evidence score: AUC {auc:.3f}, of answerable questions against the others.")
     if not any(outcome.answerable is False for outcome in outcomes):
         notes.append("No question is unanswerable: refusals are judged by answers that were held back only.")
     return notes
+
+
+def _evidence_auc(outcomes: Sequence[Outcome]) -> float | None:
+    """None where only one kind of question was asked."""
+    weighed = [(each.evidence, bool(each.answerable)) for each in outcomes if each.evidence is not None]
+    if len({answerable for _, answerable in weighed}) < 2:
+        return None
+    scores, answerable = zip(*weighed, strict=True)
+    return auc_of(np.array(scores), np.array(answerable))
 
 
 async def _ask(remote: Remote, question: Question, how: AskingAs, texts: "_Texts") -> Outcome:
@@ -112,15 +126,18 @@ async def _ask(remote: Remote, question: Question, how: AskingAs, texts: "_Texts
         stage_ms=stage_ms(timing),
         answerable=question.is_answerable,
         grounded=None if error is not None else grounded,
+        evidence=reply.get("evidence"),
         citations=citations,
         error=error,
     )
 
 
 def without_markers(content: str, annotations: Sequence[Json]) -> str:
-    """The answer as it reads without the markers that annotations point to."""
+    """The answer as it reads without the markers that annotations point to; some point to their sentence."""
     for annotation in sorted(annotations, key=lambda each: -each["url_citation"]["start_index"]):
         place = annotation["url_citation"]
+        if not _MARKER.fullmatch(content, place["start_index"], place["end_index"]):
+            continue
         content = content[: place["start_index"]].rstrip(" ") + content[place["end_index"] :]
     return content.strip()
 

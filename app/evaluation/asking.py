@@ -15,8 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from app.commands.remote import RemoteRefused
 from app.evaluation.runs import Outcome, RunFolder
-from app.remote import RemoteRefused
 from retrieval.together import together
 
 Asked = TypeVar("Asked")

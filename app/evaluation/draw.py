@@ -10,11 +10,11 @@ from pathlib import Path
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
+from app.commands.remote import Json, Remote
 from app.evaluation.asking import QuestionRefused, in_parallel, patiently, shown_progress
 from app.evaluation.lines import EvaluationRefused
 from app.evaluation.metrics import normalised
 from app.evaluation.questions import Passage, Question, as_line, read_questions
-from app.remote import Json, Remote
 
 PASSAGE_CHARS = 1_200
 LEAST_CHARS = 80

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
+from markupsafe import Markup
 
 from app.evaluation.runs import Summary
 
@@ -53,7 +54,7 @@ def shares(series: Mapping[str, Sequence[float]], *, title: str, unit: str = "",
     axis = [
         f'<path d="M{left} {top} V{bottom} H{right}" fill="none" stroke="currentColor"/>',
         _text(left, bottom + 18, "0", anchor="middle"),
-        _text(right, bottom + 18, f"{high:.3g} {unit}".strip(), anchor="end"),
+        _text(right, bottom + 18, f"{_shown(high)} {unit}".strip(), anchor="end"),
         _text(left - 6, top + 4, "100 %", anchor="end"),
         _text(left - 6, bottom, "0 %", anchor="end"),
     ]
@@ -70,6 +71,46 @@ def shares(series: Mapping[str, Sequence[float]], *, title: str, unit: str = "",
     return _svg(title, CURVE_HEIGHT, [*_legend(list(known)), *axis, *curves])
 
 
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    title: str,
+    across: str,
+    unit: str,
+    marked: float | None = None,
+) -> str:
+    """A line of points (x, y) for each series, both from 0; `marked` is an x that stands out."""
+    points = [point for each in series.values() for point in each]
+    widest = max((x for x, _ in points), default=0.0) or 1.0
+    highest = max((y for _, y in points), default=0.0) or 1.0
+    left, right, top, bottom = MARGIN + 30, WIDTH - MARGIN, 30, CURVE_HEIGHT - MARGIN
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return left + (right - left) * x / widest, bottom - (bottom - top) * y / highest
+
+    drawn = [
+        f'<path d="M{left} {top} V{bottom} H{right}" fill="none" stroke="currentColor"/>',
+        _text(left, bottom + 18, "0", anchor="middle"),
+        _text(right, bottom + 18, f"{widest:g} {across}", anchor="end"),
+        _text(left - 6, top + 4, _shown(highest), anchor="end"),
+        _text(left - 6, top + 18, unit, anchor="end"),
+    ]
+    if marked is not None:
+        x, _ = at(marked, 0)
+        drawn.append(f'<path d="M{x:.1f} {top} V{bottom}" stroke="{COLOURS[1]}" stroke-dasharray="4 4"/>')
+    for index, each in enumerate(series.values()):
+        colour = COLOURS[index % len(COLOURS)]
+        places = [at(x, y) for x, y in each]
+        joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+        drawn.append(f'<polyline points="{joined}" fill="none" stroke="{colour}" stroke-width="1.5"/>')
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
+    return _svg(title, CURVE_HEIGHT, [*_legend(list(series)), *drawn])
+
+
+def title_of(plot: str) -> Markup:
+    return Markup(plot.partition("<title>")[2].partition("</title>")[0])  # noqa: S704 - escaped there
+
+
 def _svg(title: str, height: float, parts: Sequence[str]) -> str:
     head = f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" font-family="sans-serif" font-size="12">'
     return "\n".join([head, f"<title>{escape(title)}</title>", *parts, "</svg>"])
@@ -81,6 +122,10 @@ def _legend(names: Sequence[str]) -> list[str]:
         + _text(LABELS + 110 * index + 15, 13, name)
         for index, name in enumerate(names)
     ]
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start") -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from markupsafe import Markup
 
-from app.evaluation.plots import bars, shares
+from app.evaluation.plots import bars, shares, title_of
 from app.evaluation.runs import Cited, Kind, Outcome, Run
 
 WORST = 25
@@ -49,8 +49,20 @@ def write_report(path: Path, run: Run, excerpt: Callable[[str], str] | None = No
 
 
 def render(run: Run, excerpt: Callable[[str], str] | None = None) -> str:
+    return _templates.get_template("evaluation.html").render(
+        run=run,
+        metrics=list(dict.fromkeys(each.metric for each in run.summaries)),
+        summary_of={(each.variant, each.metric): each for each in run.summaries},
+        questions=len({outcome.id for outcome in run.outcomes}),
+        plots=[(title_of(plot), Markup(plot)) for plot in plots_of(run)],  # noqa: S704 - plots escapes its texts
+        worst_variant=run.variants[-1],
+        worst=worst(run, excerpt),
+    )
+
+
+def plots_of(run: Run) -> list[str]:
     by_variant = {variant: list(run.of(variant).values()) for variant in run.variants}
-    plots = [
+    return [
         bars(run.summaries),
         shares(
             {name: _values(members, run.main_metric) for name, members in by_variant.items()},
@@ -66,15 +78,6 @@ def render(run: Run, excerpt: Callable[[str], str] | None = None) -> str:
             cut=99,
         ),
     ]
-    return _templates.get_template("evaluation.html").render(
-        run=run,
-        metrics=list(dict.fromkeys(each.metric for each in run.summaries)),
-        summary_of={(each.variant, each.metric): each for each in run.summaries},
-        questions=len({outcome.id for outcome in run.outcomes}),
-        plots=[(_title(plot), Markup(plot)) for plot in plots],  # noqa: S704 - plots escapes its texts
-        worst_variant=run.variants[-1],
-        worst=worst(run, excerpt),
-    )
 
 
 def worst(run: Run, excerpt: Callable[[str], str] | None = None) -> list[Worst]:
@@ -129,7 +132,3 @@ def _worst(
 
 def _values(members: Sequence[Outcome], metric: str) -> list[float]:
     return [value for each in members if (value := each.metrics.get(metric)) is not None]
-
-
-def _title(plot: str) -> Markup:
-    return Markup(plot.partition("<title>")[2].partition("</title>")[0])  # noqa: S704 - escaped there

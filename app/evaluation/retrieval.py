@@ -11,13 +11,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from app.adding import add_files
+from app.commands.adding import add_files
+from app.commands.remote import Json, Remote
 from app.evaluation.asking import QuestionRefused, ask_missing, patiently, shown_progress, stage_ms
 from app.evaluation.beir import RetrievalSet, file_name
 from app.evaluation.lines import EvaluationRefused
 from app.evaluation.metrics import ranking_metrics
 from app.evaluation.runs import Outcome, RunFolder
-from app.remote import Json, Remote
 
 CHUNKS_ASKED_FOR = 50
 """The most that the endpoint gives. A document counts once, where its best chunk stands."""

@@ -20,6 +20,9 @@ from app.evaluation.lines import EvaluationRefused, read_lines
 RUN, REPORT, BEGUN, OUTCOMES = "run.json", "report.html", "begun.json", "outcomes.jsonl"
 """The first two stand in the folder of a finished run, the last two in that of one that goes on or was cut."""
 
+RUNS = "evaluations"
+"""The folder of all of them, in the data folder."""
+
 Setting = str | int | float | bool | None | list[str]
 
 
@@ -63,6 +66,8 @@ class Outcome(Strict):
     """What the server says each of its stages took."""
     answerable: bool | None = None
     grounded: bool | None = None
+    evidence: float | None = None
+    """Score of what was found, 0..1, as the server weighs it."""
     citations: tuple[Cited, ...] = ()
     error: str | None = None
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Column, Table
 
+from app.evaluation.calibration import Calibrated
 from app.evaluation.compare import Comparison
 from app.evaluation.intervals import Difference
 from app.evaluation.runs import Run
@@ -53,6 +54,28 @@ def show_comparison(console: Console, comparison: Comparison) -> None:
             f"{comparison.left_out} questions are left out: not in both runs, or not in the same words."
         )
     _show_changes(console, comparison)
+
+
+def show_calibration(console: Console, found: Calibrated) -> None:
+    held_out = found.held_out
+    numbers = [Column(name, justify="right") for name in ("as shipped", "calibrated", "95 %")]
+    table = Table(
+        "figure",
+        *numbers,
+        title=f"Held out: {held_out.answerable} answerable and {held_out.unanswerable} unanswerable questions",
+    )
+    for name in ("refusal_precision", "refusal_recall", "balanced_accuracy", "auc"):
+        before, now = (getattr(each, name) for each in (found.shipped, held_out))
+        table.add_row(
+            name.replace("_", " "),
+            f"{before.value:.3f}",
+            f"{now.value:.3f}",
+            f"{now.low:.3f} to {now.high:.3f}",
+        )
+    console.print(table)
+    console.print(f"A question is refused below an evidence score of {found.weighing.threshold:.3f}.")
+    if found.failed:
+        console.print(f"{found.failed} questions could not be asked and were left out.", style="yellow")
 
 
 def show_dropped(console: Console, dropped: Sequence[tuple[str, int]]) -> None:

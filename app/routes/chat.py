@@ -1,145 +1,110 @@
 """/v1/chat/completions and /v1/completions: answers from documents, or the engine's own, untouched."""
 
-from collections.abc import AsyncGenerator, Callable, Coroutine
+import time
+from collections.abc import AsyncGenerator, Callable, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from app.chat import CHAT_PATH, RAG_MODEL, Grounding, lost_event
+from app.access.retention import must_not_keep
+from app.answers.attached import check_addresses, file_text, shown, uploaded_text
+from app.answers.chat import EVENTS, RAG_MODEL, Grounding, lost_event, must_be_events
+from app.answers.functions import CustomCalls, custom_names, needs_translation, translated
+from app.answers.generation import AUDIO, CHAT_PATH, IMAGE
+from app.answers.outgoing import Outgoing
+from app.answers.prompt import as_prefix, last_asked, text_of
+from app.answers.sound import MENTIONED, check_sound
+from app.edge.streaming import StreamedReply, with_first
 from app.errors import BadRequest, UnknownModel
-from app.prompt import as_prefix
-from app.routes.caller import deadline_of, lane_of, scope_of, services_of
-from app.routes.filters import FilterBody, to_filter
+from app.routes.body import Model, json_of, read_model, schema_of
+from app.routes.caller import KeyWith, Reader, deadline_of, lane_of, services_of
+from app.routes.chat_body import (
+    ChatBody,
+    CompletionBody,
+    FilePart,
+    FileSearchTool,
+    Sampling,
+    check_tools,
+    described,
+)
 from app.routes.models import engine_model_names, model_names
+from app.routes.vector_stores import RankingOptions
 from app.services import Services
-from app.streaming import StreamedReply, with_first
+from retrieval import audit
 from retrieval.scope import Scope
 from retrieval.stages import Stages
+from retrieval.stored_completions import add_completion
+from retrieval.tables import AuditEvent, StoredCompletion, new_id
+from retrieval.together import in_thread
 from serving.departure import unless_departed
 from serving.generation.gateway import EngineLost, ModelNotServed, Reply
 from serving.protocols import EngineUnavailable, Lane
 
 
 class LeanRoute(APIRoute):
-    """Hands its endpoint the request alone: FastAPI's way to arguments would be a tenth of what a relayed chat
-    takes in this process.
+    """Hands its endpoint the request and the scope of its key, and nothing else: FastAPI's way to arguments would be
+    a tenth of what a relayed chat takes in this process.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        endpoint: Callable[[Request], Coroutine[Any, Any, Response]] = self.endpoint
-        return endpoint
+        endpoint: Callable[[Request, Scope], Coroutine[Any, Any, Response]] = self.endpoint
+        (needed,) = self.dependant.dependencies
+        key = needed.call
+        assert isinstance(key, KeyWith)
+
+        async def handle(request: Request) -> Response:
+            return await endpoint(request, await key(request))
+
+        return handle
 
 
 router = APIRouter(route_class=LeanRoute)
 
 COMPLETIONS_PATH = "/v1/completions"
-EVENTS = "text/event-stream"
-Unchecked = Any
-"""Passed on as it is: the engine knows what it takes."""
+LONG_BYTES = 32 * 1024
+"""From this size on a plain chat's messages are looked at before they are relayed."""
 
 
-class Sampling(BaseModel):
-    """Every field that may be sent, with OpenAI's ranges. What is not here is refused by name."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    model: str
-    stream: bool | None = None
-    stream_options: Unchecked = None
-    n: int | None = Field(None, ge=1, le=128)
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    min_tokens: int | None = Field(None, ge=0, le=1_000_000)
-    presence_penalty: float | None = Field(None, ge=-2, le=2)
-    frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=2)
-    stop: str | Annotated[list[str], Field(max_length=16)] | None = None
-    stop_token_ids: Annotated[list[int], Field(max_length=64)] | None = None
-    skip_special_tokens: bool | None = None
-    include_stop_str_in_output: bool | None = None
-    structured_outputs: Unchecked = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=1024)] | None = None
-    seed: int | None = None
-    user: str | None = None
-
-
-class Message(BaseModel):
-    model_config = ConfigDict(extra="allow")
-
-    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-
-
-class ChatBody(Sampling):
-    messages: list[Message] = Field(min_length=1, max_length=10_000)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    max_completion_tokens: int | None = Field(None, ge=1, le=1_000_000)
-    response_format: dict[str, Any] | None = None
-    tools: Annotated[list[dict[str, Any]], Field(max_length=128)] | None = None
-    tool_choice: Unchecked = None
-    parallel_tool_calls: bool | None = None
-    functions: Unchecked = None
-    function_call: Unchecked = None
-    metadata: dict[str, str] | None = None
-    modalities: Unchecked = None
-    prediction: Unchecked = None
-    prompt_cache_key: str | None = None
-    reasoning_effort: str | None = None
-    safety_identifier: str | None = None
-    service_tier: str | None = None
-    store: bool | None = None
-    verbosity: str | None = None
-    vector_store_ids: Annotated[list[str], Field(max_length=100)] | None = None
-
-
-class CompletionBody(Sampling):
-    prompt: str | list[str] | list[int] | list[list[int]]
-    suffix: str | None = None
-    echo: bool | None = None
-    best_of: int | None = Field(None, ge=1, le=128)
-    logprobs: int | None = Field(None, ge=0, le=5)
-
-
-class FileSearchTool(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    type: Literal["file_search"]
-    vector_store_ids: list[str] = Field(min_length=1, max_length=100)
-    max_num_results: int | None = Field(None, ge=1, le=50)
-    filters: FilterBody | None = None
-    ranking_options: dict[str, Any] | None = None
-
-
-Body = TypeVar("Body", bound=BaseModel)
-
-OPENAPI_BODY = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
-}
-
-
-@router.post(CHAT_PATH, openapi_extra=OPENAPI_BODY)
-async def chat_completions(request: Request) -> Response:
-    services, scope = await services_of(request), await scope_of(request)
+@router.post(CHAT_PATH, openapi_extra=described())
+async def chat_completions(request: Request, scope: Reader) -> Response:
+    services = await services_of(request)
     raw = await request.body()
     body, sent = _parse(ChatBody, raw)
-    grounding = _grounding(body)
+    if body.store:
+        must_not_keep(scope, "store")
+    check_addresses(sent["messages"])
+    searches, asked = check_tools(body), sent
+    file_ids, said = set[str](), None
+    if b'"file"' in raw:
+        said = sent["messages"]
+        sent, file_ids = await in_thread(_with_texts, services, scope, sent)
+    if needs_translation(sent):
+        sent = translated(sent)
+        if not any(tool["type"] == "file_search" for tool in sent.get("tools") or ()):
+            searches = []
+    if sent is not asked:
+        raw = orjson.dumps(sent)
+    grounding = _grounding(body, searches)
+    if MENTIONED in raw:
+        speaking = services.settings.engine.speaking_models
+        check_sound(sent, speaking=speaking, is_grounded=grounding is not None)
+    lane = lane_of(body.service_tier)
     if grounding is None:
-        engine_request = EngineRequest(
-            CHAT_PATH, raw, body, prefix=as_prefix(sent["messages"]), lane=lane_of(body.service_tier)
-        )
-        return await _pass_through(request, services, scope, engine_request)
+        await _look_over(services, scope, body.model, raw, sent)
+        outgoing = _outgoing(services, scope, body, asked, file_ids=file_ids)
+        engine_request = EngineRequest(CHAT_PATH, raw, body, prefix=as_prefix(sent["messages"]), lane=lane)
+        note_answer(services, scope, request.state.request_id, last_asked(sent["messages"]), ())
+        return await _pass_through(request, services, scope, engine_request, outgoing)
     if not any(message.role == "user" for message in body.messages):
         raise BadRequest("messages needs a message with the role 'user' to search for.", param="messages")
-    model = await _generation_model(services, scope, body.model)
+    model = await generation_model(services, scope, body.model)
+    await services.generation.must_take(model, _kinds_of_parts(raw, sent))
     stages = Stages()
+    longest_s = services.settings.engine.timeout_s
     prepared = await unless_departed(
         request.receive,
         services.chat.prepare(
@@ -147,32 +112,51 @@ async def chat_completions(request: Request) -> Response:
             _for_engine(sent),
             grounding,
             model=model,
-            lane=lane_of(body.service_tier),
+            lane=lane,
             stages=stages,
+            said=said,
+            deadline_s=None if body.stream else deadline_of(request, longest_s=longest_s),
         ),
     )
+    read = {passage.file_id for passage in prepared.passages}
+    note_answer(services, scope, request.state.request_id, last_asked(asked["messages"]), read)
+    file_ids |= read
+    outgoing = _outgoing(services, scope, body, asked, file_ids=file_ids)
     if body.stream:
         with stages.measure("generate"):
             events = await unless_departed(request.receive, with_first(services.chat.stream(prepared)))
+        if not outgoing.leaves_as_is:
+            events = outgoing.stream(events)
         return StreamedReply(events, media_type=EVENTS, headers=services.metrics.told(stages))
-    deadline_s = deadline_of(request, longest_s=services.settings.engine.timeout_s)
-    completion = await unless_departed(
-        request.receive, services.chat.complete(prepared, deadline_s=deadline_s)
+    deadline_s = deadline_of(request, longest_s=longest_s)
+    completion = orjson.dumps(
+        await unless_departed(request.receive, services.chat.complete(prepared, deadline_s=deadline_s))
     )
-    return Response(
-        orjson.dumps(completion), media_type="application/json", headers=services.metrics.told(stages)
-    )
+    if not outgoing.leaves_as_is:
+        completion = await outgoing.whole(completion)
+    return Response(completion, media_type="application/json", headers=services.metrics.told(stages))
 
 
-@router.post(COMPLETIONS_PATH, openapi_extra=OPENAPI_BODY)
-async def completions(request: Request) -> Response:
-    services, scope = await services_of(request), await scope_of(request)
+@router.post(COMPLETIONS_PATH, openapi_extra=json_of(schema_of(CompletionBody)))
+async def completions(request: Request, scope: Reader) -> Response:
+    services = await services_of(request)
     raw = await request.body()
     body, _ = _parse(CompletionBody, raw)
     prompt = body.prompt if isinstance(body.prompt, str) else repr(body.prompt)
     prefix = prompt.encode(errors="replace")
-    engine_request = EngineRequest(COMPLETIONS_PATH, raw, body, prefix=prefix, lane=Lane.INTERACTIVE)
-    return await _pass_through(request, services, scope, engine_request)
+    engine_request = EngineRequest(
+        COMPLETIONS_PATH, raw, body, prefix=prefix, lane=lane_of(body.service_tier)
+    )
+    note_answer(services, scope, request.state.request_id, prompt, ())
+    return await _pass_through(request, services, scope, engine_request, Outgoing())
+
+
+def note_answer(
+    services: Services, scope: Scope, answer_id: str, question: str, file_ids: Collection[str]
+) -> None:
+    """In the audit log: which files an answer is written from, and the question as a keyed hash."""
+    asked = services.audit.keyed_hash(question)
+    services.audit.note(scope, AuditEvent.ANSWER, (answer_id, *sorted(file_ids)), question=asked)
 
 
 @dataclass(frozen=True)
@@ -186,49 +170,83 @@ class EngineRequest:
     lane: Lane
 
 
-def _parse(kind: type[Body], raw: bytes) -> tuple[Body, dict[str, Any]]:
+def _parse(kind: type[Model], raw: bytes) -> tuple[Model, dict[str, Any]]:
     """The body checked, and as it was sent."""
     try:
         sent = orjson.loads(raw)
-        return kind.model_validate(sent), sent
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"The body is not valid JSON: {error}.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"])
-        what = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
-        raise BadRequest(f"{param or 'body'}: {what}.", param=param or None) from error
+    return read_model(kind, sent), sent
 
 
-def _grounding(body: ChatBody) -> Grounding | None:
+def _grounding(body: ChatBody, tools: Sequence[FileSearchTool]) -> Grounding | None:
     """Where to search; None for a plain chat."""
-    tools = [
-        _parse(FileSearchTool, orjson.dumps(tool))[0]
-        for tool in body.tools or ()
-        if tool.get("type") == "file_search"
-    ]
+    if not tools and body.vector_store_ids:
+        return Grounding(collections=tuple(body.vector_store_ids))
+    return grounding_of(body.model, tools)
+
+
+def grounding_of(model: str, tools: Sequence[FileSearchTool]) -> Grounding | None:
+    """Where tools, else a model's name, say to search."""
     if tools:
         limits = [tool.max_num_results for tool in tools if tool.max_num_results is not None]
-        filters = [to_filter(tool.filters) for tool in tools if tool.filters is not None]
+        filters = [tool.filters for tool in tools if tool.filters is not None]
         if len(filters) > 1:
             raise BadRequest("Only one file_search tool may have filters.", param="tools")
+        rankings = [tool.ranking_options for tool in tools if tool.ranking_options is not None]
+        if len(rankings) > 1:
+            raise BadRequest("Only one file_search tool may have ranking_options.", param="tools")
+        ranking = rankings[0] if rankings else RankingOptions()
+        weights = ranking.hybrid_search
         return Grounding(
             collections=tuple(dict.fromkeys(each for tool in tools for each in tool.vector_store_ids)),
             filters=filters[0] if filters else None,
             max_num_results=max(limits) if limits else None,
+            fusion=ranking.fusion,
+            dense_weight=None if weights is None else weights.dense_weight,
+            score_threshold=ranking.score_threshold or 0.0,
+            reranks=ranking.reranks,
         )
-    if body.vector_store_ids:
-        return Grounding(collections=tuple(body.vector_store_ids))
-    if body.model == RAG_MODEL:
+    if model == RAG_MODEL:
         return Grounding(collections=None)
-    if body.model.startswith(f"{RAG_MODEL}/"):
-        return Grounding(collections=(body.model.removeprefix(f"{RAG_MODEL}/"),))
+    if model.startswith(f"{RAG_MODEL}/"):
+        return Grounding(collections=(model.removeprefix(f"{RAG_MODEL}/"),))
     return None
+
+
+def _with_texts(services: Services, scope: Scope, sent: dict[str, Any]) -> tuple[dict[str, Any], set[str]]:
+    """The request with the text of each file that a message shows, which no engine reads, and those files' ids.
+
+    Blocks. Raises BadRequest, FileMissing.
+    """
+    file_ids = set[str]()
+    messages = list(sent["messages"])
+    with services.database.read() as session:
+        for number, message in enumerate(messages):
+            if not isinstance(parts := message.get("content"), list):
+                continue
+            shaped = list(parts)
+            for place, part in enumerate(parts):
+                if not isinstance(part, dict) or part.get("type") != "file":
+                    continue
+                param = f"messages[{number}].content[{place}].file"
+                file = read_model(FilePart, part.get("file"), param)
+                if (file.file_id is None) == (file.file_data is None):
+                    raise BadRequest(f"{param} needs either file_id or file_data.", param=param)
+                if file.file_id is not None:
+                    text = uploaded_text(session, scope, file.file_id, param=param)
+                    file_ids.add(file.file_id)
+                else:
+                    text = file_text(file.file_data or "", param)
+                shaped[place] = {"type": "text", "text": shown(file.filename, text)}
+            messages[number] = {**message, "content": shaped}
+    return {**sent, "messages": messages}, file_ids
 
 
 def _for_engine(sent: dict[str, Any]) -> dict[str, Any]:
     """The request without what only we understand."""
-    kept = {name: value for name, value in sent.items() if name != "vector_store_ids"}
+    ours = ("vector_store_ids", "store", "metadata")
+    kept = {name: value for name, value in sent.items() if name not in ours}
     if "tools" in kept:
         others = [tool for tool in kept["tools"] or () if tool.get("type") != "file_search"]
         if others:
@@ -239,7 +257,7 @@ def _for_engine(sent: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-async def _generation_model(services: Services, scope: Scope, asked: str) -> str:
+async def generation_model(services: Services, scope: Scope, asked: str) -> str:
     """`rag` names no generation model of its own: the first that an engine serves writes the answer."""
     served = await engine_model_names(services)
     if not served:
@@ -258,8 +276,62 @@ async def _why_no_engine(services: Services) -> str:
     )
 
 
-async def _pass_through(request: Request, services: Services, scope: Scope, asked: EngineRequest) -> Response:
-    """The engine's own reply, byte for byte."""
+def _kinds_of_parts(raw: bytes, sent: dict[str, Any]) -> set[str]:
+    """Of what is no text: pictures and sound. Quick, since nearly all chats have none."""
+    if not any(f'"{kind}"'.encode() in raw for kind in (IMAGE, AUDIO)):
+        return set()
+    contents = [message.get("content") for message in sent["messages"]]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    kinds = {part.get("type") for part in parts if isinstance(part, dict)}
+    return {kind for kind in (IMAGE, AUDIO) if kind in kinds}
+
+
+async def _look_over(services: Services, scope: Scope, model: str, raw: bytes, sent: dict[str, Any]) -> None:
+    """What an engine would be given in vain. Raises PromptTooLong, PartNotTaken."""
+    if kinds := _kinds_of_parts(raw, sent):
+        await services.generation.must_take(model, kinds)
+    if len(raw) > LONG_BYTES:
+        texts = [text_of(message.get("content")) for message in sent["messages"]]
+        await services.generation.must_fit(model, tenant=scope.tenant_id, texts=texts)
+
+
+def _outgoing(
+    services: Services, scope: Scope, body: ChatBody, sent: dict[str, Any], *, file_ids: Collection[str]
+) -> Outgoing:
+    completion_id = new_id("chatcmpl-") if body.store else None
+
+    def store(completion: dict[str, Any]) -> None:
+        now = time.time()
+        row = StoredCompletion(
+            id=completion_id,
+            tenant_id=scope.tenant_id,
+            key_id=scope.key_id,
+            model=completion.get("model") or body.model,
+            attributes=dict(body.metadata or {}),
+            messages=orjson.dumps(sent["messages"]).decode(),
+            completion=orjson.dumps(completion).decode(),
+            created_at=now,
+        )
+        with services.database.write() as session:
+            if add_completion(session, scope, row, file_ids=file_ids):
+                audit.record(session, AuditEvent.COMPLETION_STORED, row.id, *file_ids, scope=scope)
+
+    async def keep(completion: dict[str, Any]) -> None:
+        await in_thread(store, completion)
+
+    return Outgoing(
+        as_functions=bool(body.functions),
+        custom_calls=CustomCalls(names) if (names := custom_names(sent)) else None,
+        is_padded=bool(body.stream and body.stream_options and body.stream_options.include_obfuscation),
+        keep=keep if body.store else None,
+        completion_id=completion_id,
+    )
+
+
+async def _pass_through(
+    request: Request, services: Services, scope: Scope, asked: EngineRequest, outgoing: Outgoing
+) -> Response:
+    """The engine's own reply, byte for byte unless something is to be done to it on its way out."""
     stages = Stages()
     whole = not asked.body.stream
     async with AsyncExitStack() as stack:
@@ -283,11 +355,17 @@ async def _pass_through(request: Request, services: Services, scope: Scope, aske
         except ModelNotServed as error:
             raise UnknownModel(asked.body.model, await model_names(services, scope)) from error
         headers = services.metrics.told(stages)
+        as_is = outgoing.leaves_as_is or reply.status != 200
         if whole:
+            if not as_is:
+                content = await outgoing.whole(content)
             return Response(content, reply.status, media_type=reply.content_type, headers=headers)
+        if reply.status == 200:
+            must_be_events(reply)
+        events = _relay(reply, stack.pop_all())
         return StreamedReply(
-            _relay(reply, stack.pop_all()),
-            status=reply.status,
+            events if as_is else outgoing.stream(events),
+            status_code=reply.status,
             media_type=reply.content_type,
             headers=headers,
         )

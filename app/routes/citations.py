@@ -8,15 +8,16 @@ from fastapi import APIRouter
 from fastapi.responses import FileResponse, HTMLResponse
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from app.auth import KeyInvalid
-from app.links import CitedPlace, LinkInvalid
+from app.access.auth import KeyInvalid
+from app.answers.links import CitedPlace, LinkInvalid
 from app.routes.caller import UseServices
 from app.routes.files import content_reply
 from app.services import Services
 from retrieval import catalog
 from retrieval.catalog import NotFound
 from retrieval.passages import read_text
-from retrieval.tables import File
+from retrieval.row_security import act_for
+from retrieval.tables import AuditEvent, Blob, File
 
 router = APIRouter(prefix="/citations", include_in_schema=False)
 
@@ -59,7 +60,12 @@ def show(token: str, services: UseServices) -> HTMLResponse:
 @router.get("/{token}/source")
 def source(token: str, services: UseServices) -> FileResponse:
     _, file, _ = _open(services, token)
-    return content_reply(services.blobs.path(file.blob_id), file, inline=True)
+    with services.database.read() as session:
+        blob = session.get(Blob, file.blob_id)
+        if blob is None:
+            raise LinkInvalid
+        content = services.blobs.content(session, blob)
+    return content_reply(content, file, inline=True)
 
 
 def _open(services: Services, token: str) -> tuple[CitedPlace, File, str]:
@@ -67,6 +73,7 @@ def _open(services: Services, token: str) -> tuple[CitedPlace, File, str]:
     place = services.links.read(token, now=time.time())
     try:
         scope = services.keys.scope_of_id(place.key_id)
+        act_for(scope.tenant_id)
         with services.database.read() as session:
             document = catalog.get_document(session, scope, place.collection_id, place.file_id)
             file = catalog.get_file(session, scope, place.file_id)
@@ -81,4 +88,5 @@ def _open(services: Services, token: str) -> tuple[CitedPlace, File, str]:
         raise LinkInvalid from error
     if text is None:
         raise LinkInvalid
+    services.audit.note(scope, AuditEvent.CITATION_OPENED, (place.collection_id, place.file_id))
     return place, file, text

@@ -2,69 +2,56 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
+from pydantic import Field
+from sqlalchemy.orm import Session
 
+from app.access.quotas import check_room
+from app.access.retention import must_not_keep
+from app.edge.blob_reply import BlobReply
+from app.edge.uploads import MAX_FIELD_BYTES, receive_form
 from app.errors import BadRequest
+from app.routes.body import Body, form_of, read_fields
 from app.routes.caller import Reader, UseServices, Writer
-from app.routes.listing import Page, listing, one_more
+from app.routes.ids import FileId
+from app.routes.listing import LongPage, listing, one_more
 from app.services import Services
-from app.uploads import MAX_FIELD_BYTES, receive_form
 from ingest.media_types import detect
-from retrieval import catalog
-from retrieval.blobs import ReceivedBlob, TooLarge
-from retrieval.catalog import NewFile
+from retrieval import audit, catalog
+from retrieval.blobs import BlobContent, ReceivedBlob, Receiver, TooLarge
+from retrieval.catalog import FileMissing, NewFile
 from retrieval.expiry import DAY_S
 from retrieval.scope import Scope
-from retrieval.tables import File
+from retrieval.tables import AuditEvent, Blob, File
 
 router = APIRouter(prefix="/v1/files")
 
-PURPOSES = ("assistants", "batch", "user_data", "vision", "evals", "fine-tune")
-EXPIRES_ANCHOR, EXPIRES_SECONDS = "expires_after[anchor]", "expires_after[seconds]"
-"""As OpenAI's clients write an object in a form."""
+Purpose = Literal["assistants", "batch", "user_data", "vision", "evals", "fine-tune"]
 SHORTEST_LIFE_S, LONGEST_LIFE_S = 3600, 30 * DAY_S
 LONGEST_PASSWORD = 1000
-FIELDS = ("purpose", EXPIRES_ANCHOR, EXPIRES_SECONDS, "password")
-UPLOAD_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(PURPOSES), "default": "assistants"},
-                        "expires_after": {
-                            "type": "object",
-                            "required": ["anchor", "seconds"],
-                            "properties": {
-                                "anchor": {"type": "string", "enum": ["created_at"]},
-                                "seconds": {
-                                    "type": "integer",
-                                    "minimum": SHORTEST_LIFE_S,
-                                    "maximum": LONGEST_LIFE_S,
-                                },
-                            },
-                        },
-                        "password": {"type": "string", "maxLength": LONGEST_PASSWORD},
-                    },
-                }
-            }
-        },
-    }
-}
+OF_PROMPTS = ("batch", "evals", "fine-tune")
+"""Files of these purposes hold what is asked, and are no documents."""
 
 
-@router.post("", openapi_extra=UPLOAD_FORM)
+class FileExpiresAfter(Body):
+    anchor: Literal["created_at"]
+    seconds: int = Field(ge=SHORTEST_LIFE_S, le=LONGEST_LIFE_S)
+
+
+class FileForm(Body):
+    """The form's fields beside the file itself."""
+
+    purpose: Purpose = "assistants"
+    expires_after: FileExpiresAfter | None = None
+    password: str | None = Field(None, max_length=LONGEST_PASSWORD)
+    """Ours: opens an encrypted file."""
+
+
+@router.post("", openapi_extra=form_of(FileForm, "file"))
 async def create_file(request: Request, services: UseServices, scope: Writer) -> dict[str, Any]:
     """Stores an upload. Its type is found from its content before it is accepted."""
     limit_bytes = services.settings.storage.max_upload_bytes
@@ -72,63 +59,76 @@ async def create_file(request: Request, services: UseServices, scope: Writer) ->
     if declared.isdigit() and int(declared) > limit_bytes + MAX_FIELD_BYTES:
         raise TooLarge(limit_bytes)
     with services.blobs.receive(limit_bytes=limit_bytes) as receiver:
-        upload = await receive_form(request.headers.get("content-type"), request.stream(), receiver)
-        asked = _asked(upload.fields)
-        assert upload.filename is not None
-        received = await asyncio.to_thread(receiver.finish)
-        file = await asyncio.to_thread(_keep, services, scope, received, upload.filename, asked)
+        form = await receive_form(
+            request.headers.get("content-type"), request.stream(), receiver, file_field="file"
+        )
+        asked = read_fields(FileForm, form.fields)
+        if form.filename is None:
+            raise BadRequest("The field 'file' needs a filename.", param="file")
+        if asked.purpose in OF_PROMPTS:
+            must_not_keep(scope, "purpose")
+        async with services.uploads:
+            file = await asyncio.to_thread(store_upload, services, scope, receiver, form.filename, asked)
     return shape(file)
 
 
 @router.get("")
 def list_files(
-    services: UseServices, scope: Reader, page: Page, purpose: str | None = None
+    services: UseServices, scope: Reader, page: LongPage, purpose: str | None = None
 ) -> dict[str, Any]:
     with services.database.read() as session:
         return listing(catalog.list_files(session, scope, one_more(page), purpose=purpose), page, shape)
 
 
 @router.get("/{file_id}")
-def get_file(file_id: str, services: UseServices, scope: Reader) -> dict[str, Any]:
+def get_file(file_id: FileId, services: UseServices, scope: Reader) -> dict[str, Any]:
     with services.database.read() as session:
         return shape(catalog.get_file(session, scope, file_id))
 
 
 @router.get("/{file_id}/content", response_class=FileResponse)
-def get_content(file_id: str, services: UseServices, scope: Reader) -> FileResponse:
+def get_content(file_id: FileId, services: UseServices, scope: Reader) -> FileResponse:
     with services.database.read() as session:
         file = catalog.get_file(session, scope, file_id)
-    return content_reply(services.blobs.path(file.blob_id), file, inline=False)
+        content = services.blobs.content(session, session.get_one(Blob, file.blob_id))
+    if not content.path.exists():
+        raise FileMissing(file_id)  # It was deleted meanwhile, or `verify` names it.
+    services.audit.note(scope, AuditEvent.FILE_READ, (file_id,))
+    return content_reply(content, file, inline=False)
 
 
 @router.delete("/{file_id}")
-def delete_file(file_id: str, services: UseServices, scope: Writer) -> dict[str, Any]:
+def delete_file(file_id: FileId, services: UseServices, scope: Writer) -> dict[str, Any]:
     """Deletes the file and those inside it, and with them their documents and chunks in every vector store."""
     with services.database.write() as session:
         orphans = catalog.delete_file(session, scope, file_id)
+        audit.record(session, AuditEvent.FILE_DELETED, file_id, scope=scope)
     for blob_id in orphans:
         services.blobs.remove(blob_id)
     return {"id": file_id, "object": "file", "deleted": True}
 
 
-def content_reply(path: Path, file: File, *, inline: bool) -> FileResponse:
+def content_reply(content: BlobContent, file: File, *, inline: bool) -> FileResponse:
     """The bytes as they were uploaded. A browser may show PDFs only: anything else could be a page with scripts."""
     show = inline and file.media_type == "application/pdf"
     disposition = f"{'inline' if show else 'attachment'}; filename*=UTF-8''{quote(file.filename)}"
-    headers = {"Content-Disposition": disposition, "X-Content-Type-Options": "nosniff"}
-    return FileResponse(
-        path, media_type=file.media_type if show else "application/octet-stream", headers=headers
-    )
+    headers = {"Content-Disposition": disposition}
+    if show:
+        # A browser's own viewer is no page of ours: what it loads is its affair.
+        headers["Content-Security-Policy"] = "frame-ancestors 'self'"
+    media_type = file.media_type if show else "application/octet-stream"
+    return BlobReply(content, media_type=media_type, headers=headers)
 
 
 def shape(file: File) -> dict[str, Any]:
     """OpenAI's File object, with where it came from beside. Its password is never shown."""
+    expiry = {"expires_at": int(file.expires_at)} if file.expires_at is not None else {}
     return {
         "id": file.id,
         "object": "file",
         "bytes": file.size_bytes,
         "created_at": int(file.created_at),
-        "expires_at": int(file.expires_at) if file.expires_at is not None else None,
+        **expiry,
         "filename": file.filename,
         "purpose": file.purpose,
         "status": "processed",
@@ -137,61 +137,43 @@ def shape(file: File) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The form's fields, checked."""
-
-    purpose: str
-    life_s: int | None
-    password: str | None
-
-
-def _asked(fields: Mapping[str, str]) -> _Asked:
-    """Raises BadRequest."""
-    for name in fields:
-        if name not in FIELDS:
-            known = ", ".join(("file", *FIELDS))
-            raise BadRequest(f"The form has no field '{name}'. Known are: {known}.", param=name)
-    purpose = fields.get("purpose", "assistants")
-    if purpose not in PURPOSES:
-        raise BadRequest(f"purpose must be one of {', '.join(PURPOSES)}.", param="purpose")
-    password = fields.get("password") or None
-    if password is not None and len(password) > LONGEST_PASSWORD:
-        raise BadRequest(f"password is longer than {LONGEST_PASSWORD} characters.", param="password")
-    return _Asked(purpose=purpose, life_s=_life_s(fields), password=password)
+def keep(
+    session: Session,
+    services: Services,
+    scope: Scope,
+    received: ReceivedBlob,
+    new: NewFile,
+    *,
+    life_s: int | None,
+    now: float,
+) -> File:
+    """Makes a file of bytes that have arrived. Raises StorageFull."""
+    catalog.lock_tenant(session, scope.tenant_id)
+    check_room(session, scope, received.size_bytes)
+    file, is_new_blob = catalog.add_file(session, scope, new, now=now)
+    if life_s is not None:
+        file.expires_at = now + life_s
+    if is_new_blob:
+        services.blobs.keep(received)
+    audit.record(session, AuditEvent.FILE_ADDED, file.id, scope=scope, bytes=file.size_bytes)
+    return file
 
 
-def _life_s(fields: Mapping[str, str]) -> int | None:
-    if EXPIRES_ANCHOR not in fields and EXPIRES_SECONDS not in fields:
-        return None
-    if fields.get(EXPIRES_ANCHOR) != "created_at":
-        raise BadRequest(f"{EXPIRES_ANCHOR} must be 'created_at'.", param=EXPIRES_ANCHOR)
-    told = fields.get(EXPIRES_SECONDS, "")
-    # Short, as Python refuses to read numbers of thousands of digits.
-    seconds = int(told) if told.isascii() and told.isdigit() and len(told) < 10 else 0
-    if not SHORTEST_LIFE_S <= seconds <= LONGEST_LIFE_S:
-        raise BadRequest(
-            f"{EXPIRES_SECONDS} must be a whole number from {SHORTEST_LIFE_S} to {LONGEST_LIFE_S}.",
-            param=EXPIRES_SECONDS,
-        )
-    return seconds
-
-
-def _keep(services: Services, scope: Scope, received: ReceivedBlob, filename: str, asked: _Asked) -> File:
-    now = time.time()
-    new = NewFile(
-        filename=filename,
-        purpose=asked.purpose,
-        media_type=detect(received.path, filename),
-        sha256=received.sha256,
-        size_bytes=received.size_bytes,
-    )
+def store_upload(
+    services: Services, scope: Scope, receiver: Receiver, filename: str, asked: FileForm
+) -> File:
+    """Makes a file of what was received. Blocks. Raises EmptyFile, UnsupportedMediaType."""
+    received, now = receiver.finish(), time.time()
+    media_type = detect(received, filename)
+    life_s = asked.expires_after.seconds if asked.expires_after is not None else None
     with services.database.write() as session:
-        file, is_new_blob = catalog.add_file(session, scope, new, now=now)
-        if asked.life_s is not None:
-            file.expires_at = now + asked.life_s
-        if asked.password is not None:
+        new = NewFile(
+            filename=filename,
+            purpose=asked.purpose,
+            media_type=media_type,
+            blob=services.blobs.row(session, scope.tenant_id, received),
+        )
+        file = keep(session, services, scope, received, new, life_s=life_s, now=now)
+        if asked.password:
             file.password = services.sealer.seal(asked.password, owner=file.id)
-        if is_new_blob:
-            services.blobs.keep(received, file.blob_id)
     return file

@@ -6,17 +6,19 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path
 
 from app.errors import BadRequest
+from app.routes.body import Body
 from app.routes.caller import Reader, UseServices, Writer
-from app.routes.documents import Body, Chunking, chunking_of
+from app.routes.documents import Chunking, chunking_of
+from app.routes.ids import StoreId
 from app.routes.models import embedding_aliases
 from app.services import Services
-from retrieval import generations
+from retrieval import audit, generations
 from retrieval.catalog import get_collection
 from retrieval.generation_progress import GenerationStanding, list_generations
 from retrieval.scope import Scope
-from retrieval.tables import Collection
+from retrieval.tables import AuditEvent, Collection
 
-router = APIRouter(prefix="/v1/vector_stores/{store_id}/generations")
+router = APIRouter(prefix="/v1/vector_stores/{vector_store_id}/generations")
 
 Number = Annotated[int, Path(ge=0, lt=2**31)]
 
@@ -34,7 +36,7 @@ class SwitchGeneration(Body):
 
 
 @router.post("")
-def begin(store_id: str, body: BeginGeneration, services: UseServices, scope: Writer) -> dict[str, Any]:
+def begin(store_id: StoreId, body: BeginGeneration, services: UseServices, scope: Writer) -> dict[str, Any]:
     """Begins a rebuild. It answers as soon as it is complete; until then, what is answers."""
     with services.database.write() as session:
         collection = get_collection(session, scope, store_id)
@@ -46,12 +48,13 @@ def begin(store_id: str, body: BeginGeneration, services: UseServices, scope: Wr
             chunking=chunking_of(body.chunking_strategy) if body.chunking_strategy else collection.chunking,
             now=time.time(),
         )
+        audit.record(session, AuditEvent.GENERATION_BEGUN, store_id, scope=scope, number=begun.number)
         shaped = _shape_all(services, list_generations(session, scope, store_id), store_id)
         return next(each for each in shaped if each["number"] == begun.number)
 
 
 @router.get("")
-def list_(store_id: str, services: UseServices, scope: Reader) -> dict[str, Any]:
+def list_(store_id: StoreId, services: UseServices, scope: Reader) -> dict[str, Any]:
     with services.database.read() as session:
         found = list_generations(session, scope, store_id)
     return {"object": "list", "data": _shape_all(services, found, store_id)}
@@ -59,19 +62,21 @@ def list_(store_id: str, services: UseServices, scope: Reader) -> dict[str, Any]
 
 @router.post("/{number}/switch")
 def switch(
-    store_id: str, number: Number, body: SwitchGeneration, services: UseServices, scope: Writer
+    store_id: StoreId, number: Number, body: SwitchGeneration, services: UseServices, scope: Writer
 ) -> dict[str, Any]:
     """Lets this generation answer. The one that did is kept, so that a rollback is a switch to that."""
     _make_ready(services, scope, store_id, number)
     with services.database.write() as session:
         generations.switch(session, scope, store_id, number, force=body.force, now=time.time())
+        audit.record(session, AuditEvent.GENERATION_SWITCHED, store_id, scope=scope, number=number)
         return _shape_all(services, list_generations(session, scope, store_id), store_id)[0]
 
 
 @router.delete("/{number}")
-def discard(store_id: str, number: Number, services: UseServices, scope: Writer) -> dict[str, Any]:
+def discard(store_id: StoreId, number: Number, services: UseServices, scope: Writer) -> dict[str, Any]:
     with services.database.write() as session:
         generations.discard(session, scope, store_id, number)
+        audit.record(session, AuditEvent.GENERATION_DELETED, store_id, scope=scope, number=number)
     return {
         "object": "vector_store.generation.deleted",
         "vector_store_id": store_id,

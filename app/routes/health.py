@@ -8,20 +8,20 @@ from typing import Any
 import orjson
 from fastapi import APIRouter, Response
 from sqlalchemy import func, select
+from sqlalchemy.exc import OperationalError
 
-from app.auth import NotAllowed
+from app.access.audit import audited
 from app.metrics import ApiMetrics
-from app.routes.caller import Reader, UseServices
+from app.routes.caller import Admin, Reader, UseServices
 from app.services import Services
-from ingest.worker import BEAT_S
+from app.upkeep.figures import SILENT_AFTER_S, StoredFigures, stored_figures
 from retrieval.database import DatabaseUnavailable
-from retrieval.tables import Role, WorkerBeat
-from retrieval.verify import differences
+from retrieval.tables import AuditEvent, WorkerBeat
+from retrieval.together import in_thread
+from retrieval.verify import differences, repair
 from serving.protocols import ModelUnavailable
 
 router = APIRouter()
-
-SILENT_AFTER_S = 3 * BEAT_S
 
 
 @router.get("/health")
@@ -33,20 +33,34 @@ async def health() -> dict[str, str]:
 @router.get("/ready")
 async def ready(services: UseServices) -> Response:
     """200 when every role can work, else 503; either way each role's state and the reason for it."""
-    database, worker = await asyncio.to_thread(_database_and_worker, services)
-    models, engine = await asyncio.gather(_models(services), _engine(services))
-    roles = {"database": database, "models": models, "engine": engine, "worker": worker}
+    roles = await states_of_roles(services)
     is_ready = all(role["state"] == "ready" for role in roles.values())
-    body = {"ready": is_ready, "roles": roles}
+    obstacles = services.retention.obstacles()
+    modes = {"zero_data_retention": {"can_be_promised": not obstacles, "obstacles": obstacles}}
+    body = {"ready": is_ready, "roles": roles, "modes": modes}
     return Response(orjson.dumps(body), 200 if is_ready else 503, media_type="application/json")
 
 
-@router.get("/metrics")
+async def states_of_roles(services: Services) -> dict[str, dict[str, Any]]:
+    database, worker = await asyncio.to_thread(_database_and_worker, services)
+    models, engine = await asyncio.gather(_models(services), _engine(services))
+    return {"database": database, "models": models, "engine": engine, "worker": worker}
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(services: UseServices, scope: Reader) -> Response:  # noqa: ARG001 - a key is needed
     """This role's, and those of the models server and of the engines as far as they answer."""
+    services.metrics.tell_stored(await in_thread(_stored, services))
     of_others = await asyncio.gather(_models_metrics(services), services.gateway.engine_metrics())
     content = b"".join([services.metrics.render(), *of_others])
     return Response(content, media_type=ApiMetrics.MEDIA_TYPE)
+
+
+def _stored(services: Services) -> StoredFigures | None:
+    try:
+        return stored_figures(services.storage.database, services.settings.storage.data_dir)
+    except (OperationalError, OSError):
+        return None
 
 
 async def _models_metrics(services: Services) -> bytes:
@@ -85,12 +99,18 @@ async def _engine(services: Services) -> dict[str, Any]:
 
 
 @router.get("/v1/verify")
-def verify(services: UseServices, scope: Reader) -> dict[str, Any]:
+def verify(services: UseServices, scope: Admin) -> dict[str, Any]:  # noqa: ARG001 - a key is needed
     """Compares this process's indexes, the tables and the blobs, for all tenants: ids only."""
-    if not scope.is_admin:
-        raise NotAllowed(Role.ADMIN)
-    found = list(differences(services.database, services.blobs, services.views))
+    found = list(differences(services.storage.database, services.blobs, services.views))
     return {"object": "verification", "differences": found}
+
+
+@router.post("/v1/verify/repair")
+def repair_differences(services: UseServices, scope: Admin) -> dict[str, Any]:
+    """Heals what SQL can heal, and tells what differs after that."""
+    with audited(services.database, AuditEvent.REPAIRED, scope=scope):
+        repair(services.storage.database, services.blobs, services.views)
+    return verify(services, scope)
 
 
 def _database_and_worker(services: Services) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -14,12 +14,13 @@ from fastapi import APIRouter
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.auth import KeyInvalid
+from app.access.auth import KeyInvalid
+from app.edge.streaming import StreamedReply, with_first
 from app.errors import error_body
 from app.routes import file_batches
-from app.routes.caller import Reader, Recheck, UseServices
+from app.routes.caller import Recheck, UseServices
 from app.routes.documents import shape_counts, shape_documents
-from app.streaming import StreamedReply, with_first
+from app.routes.ids import BatchId, FileId, StoreId
 from retrieval import batches, catalog
 from retrieval.catalog import NotFound
 from retrieval.progress import running_documents
@@ -27,7 +28,7 @@ from retrieval.scope import Scope
 from retrieval.tables import DocumentStatus
 from retrieval.together import in_thread
 
-router = APIRouter(prefix="/v1/vector_stores/{store_id}")
+router = APIRouter(prefix="/v1/vector_stores/{vector_store_id}")
 
 EVENTS = "text/event-stream"
 LOOK_S = 0.5
@@ -38,7 +39,7 @@ MOST_RUNNING = 50
 """Documents in hand that are told of one by one: more than any worker has."""
 FOLLOWS_THE_CLOCK = ("rate", "seconds_left")
 
-Look = Callable[[], "Seen"]
+Look = Callable[[Scope], "Seen"]
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,13 @@ class Seen:
     is_done: bool
 
 
-@router.get("/files/{file_id}/events", response_class=StreamedReply)
+@router.get("/files/{file_id}/events", response_class=StreamedReply, status_code=200)
 async def document_events(
-    store_id: str, file_id: str, services: UseServices, scope: Reader, recheck: Recheck
+    store_id: StoreId, file_id: FileId, services: UseServices, recheck: Recheck
 ) -> StreamedReply:
     """The vector store file, as GET shows it."""
 
-    def look() -> Seen:
+    def look(scope: Scope) -> Seen:
         with services.database.read() as session:
             document = catalog.get_document(session, scope, store_id, file_id)
             body = shape_documents(session, scope, [document])[0]
@@ -64,16 +65,16 @@ async def document_events(
     return await _reply(look, recheck)
 
 
-@router.get("/file_batches/{batch_id}/events", response_class=StreamedReply)
+@router.get("/file_batches/{batch_id}/events", response_class=StreamedReply, status_code=200)
 async def batch_events(
-    store_id: str, batch_id: str, services: UseServices, scope: Reader, recheck: Recheck
+    store_id: StoreId, batch_id: BatchId, services: UseServices, recheck: Recheck
 ) -> StreamedReply:
     """The file batch, as GET shows it, with the files that are in hand now as `running`."""
 
-    def look() -> Seen:
+    def look(scope: Scope) -> Seen:
         with services.database.read() as session:
             batch = batches.get_batch(session, scope, store_id, batch_id)
-            counts = batches.count_batch(session, batch)
+            counts = batches.count_batch(session, scope, batch)
             running = _running(session, scope, store_id, batch_id=batch_id)
             body = {**file_batches.shape(batch, counts), "running": running}
             return Seen(body, is_done=not counts.get(DocumentStatus.IN_PROGRESS))
@@ -81,13 +82,11 @@ async def batch_events(
     return await _reply(look, recheck)
 
 
-@router.get("/events", response_class=StreamedReply)
-async def store_events(
-    store_id: str, services: UseServices, scope: Reader, recheck: Recheck
-) -> StreamedReply:
+@router.get("/events", response_class=StreamedReply, status_code=200)
+async def store_events(store_id: StoreId, services: UseServices, recheck: Recheck) -> StreamedReply:
     """The vector store's file_counts, with the files that are in hand now as `running`."""
 
-    def look() -> Seen:
+    def look(scope: Scope) -> Seen:
         with services.database.read() as session:
             catalog.get_collection(session, scope, store_id)
             counts = catalog.count_documents(session, scope, [store_id])[store_id]
@@ -120,8 +119,7 @@ async def _events(look: Look, recheck: Callable[[], Awaitable[Scope]]) -> AsyncG
     while True:
         began = time.monotonic()
         try:
-            await recheck()
-            seen = await in_thread(look)
+            seen = await in_thread(look, await recheck())
         except (NotFound, KeyInvalid, OperationalError) as error:
             if told is None:
                 raise

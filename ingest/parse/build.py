@@ -1,11 +1,11 @@
 """Puts a document together from cleaned blocks of text, part by part, for every parser: the one maker of offsets."""
 
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ingest.elements import Element, ElementKind, Parsed, ParsedPart, ParseFailed, ParseFailure, Progress
+from ingest.visible import clean
 from retrieval.places import Box, Place
 
 PART_CHARS = 500_000
@@ -33,7 +33,7 @@ class DocumentBuilder:
     ) -> None:
         """`page_count` where it is known beforehand; `title` is for a document without headings."""
         self._page_count = page_count
-        self._title = title
+        self._title = _one_line(title)
         self._first_heading: str | None = None
         self._part_chars = part_chars
         self._path: list[tuple[int, str]] = []
@@ -96,7 +96,7 @@ class DocumentBuilder:
         self, *, page_count: int | None = None, title: str | None = None, may_be_empty: bool = False
     ) -> Iterator[ParsedPart]:
         """The parts that are left. Raises ParseFailed (empty) when no block of the document had any text."""
-        self._title = title or self._title
+        self._title = _one_line(title) or self._title
         self._page_count = page_count or self._page_count
         self._pages_done = max(self._pages_done, self._last_page or 0, self._page_count or 0)
         self._seal()
@@ -267,57 +267,6 @@ def check_length(characters: int) -> None:
         )
 
 
-def clean(text: str) -> str:
-    """`text` without what a reader cannot see, so that what is quoted is what was read.
-
-    Removes control, zero-width, direction and tag characters and variation selectors (a way to hide
-    instructions from the person who reads the document), but keeps the joiners that Arabic and Indic spelling
-    needs. Line ends become "\\n", special spaces plain ones, ligatures letters; the rest is put in Unicode's
-    form NFC. What is no character (lone surrogates) becomes U+FFFD, since no database takes it.
-    """
-    if text.isascii() and not _ASCII_ODDITIES.search(text):
-        return text
-    if not _ODDITIES.search(text) and unicodedata.is_normalized("NFC", text):
-        # Nearly all text; what follows takes ten times as long.
-        return text
-    if _SURROGATES.search(text):
-        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
-    text = _LINE_ENDS.sub("\n", text)
-    text = _INVISIBLE.sub("", text)
-    text = _STRAY_JOINERS.sub("", text)
-    text = _SPACES.sub(" ", text).translate(_LIGATURES)
-    return unicodedata.normalize("NFC", text)
-
-
-_ASCII_ODDITIES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
-_SURROGATES = re.compile(r"[\ud800-\udfff]")
-_LINE_ENDS = re.compile("\r\n?|[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-_INVISIBLE = re.compile(
-    "[\x00-\x08\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
-    "\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffc\ufffe\uffff\U000e0000-\U000e0fff]"
-)
-_JOINED = "\u0600-\u08ff\u0900-\u0dff\u1000-\u109f\u1780-\u18af\ufb50-\ufdff\ufe70-\ufefc"
-_STRAY_JOINERS = re.compile(f"(?<![{_JOINED}])[\u200c\u200d]|[\u200c\u200d](?![{_JOINED}])")
-_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
-_LIGATURES = str.maketrans(
-    {
-        "\ufb00": "ff",
-        "\ufb01": "fi",
-        "\ufb02": "fl",
-        "\ufb03": "ffi",
-        "\ufb04": "ffl",
-        "\ufb05": "st",
-        "\ufb06": "st",
-        "\uf0b7": "•",  # the bullet of Word's Symbol font
-    }
-)
-_ODDITIES = re.compile(
-    f"[\ud800-\udfff\r\x0b\x0c\x85\u2028\u2029\u200c\u200d{''.join(map(chr, _LIGATURES))}]"
-    f"|{_INVISIBLE.pattern}|{_SPACES.pattern}"
-)
-"""Any character that is not kept as it is."""
-
-
 def text_lines(text: str, page: int | None = None) -> list[Line]:
     """The lines of one block that has no boxes; `page` counts from 1."""
     return [Line(line, page) for line in clean(text).split("\n")]
@@ -328,6 +277,11 @@ def _tidy(text: str, keeps_indent: bool) -> str:
     if "\n" in text:
         text = " ".join(part.strip() for part in text.split("\n"))
     return text.rstrip() if keeps_indent else text.strip()
+
+
+def _one_line(title: str | None) -> str | None:
+    """A title from a file's properties, which nobody sees on a page: what hides in it must not head every chunk."""
+    return " ".join(clean(title).split()) or None if title else None
 
 
 def paragraphs(text: str) -> Iterable[str]:

@@ -25,10 +25,11 @@ from unstructured.partition.md import partition_md
 from unstructured.partition.pptx import partition_pptx
 
 from ingest.elements import ElementKind, Parsed, ParseOptions
-from ingest.parse.build import DocumentBuilder, Line, clean, text_lines
+from ingest.parse.build import DocumentBuilder, Line, text_lines
 from ingest.parse.converted import office_converted, pandoc_html
 from ingest.parse.decoding import read_text
 from ingest.parse.packages import opened_ole, opened_package
+from ingest.visible import clean
 
 
 def prepare(folder: Path) -> None:

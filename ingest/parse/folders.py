@@ -22,8 +22,8 @@ from ingest.parse.archives import (
     check_members,
     damaged,
 )
-from ingest.parse.build import clean
 from ingest.parse.packages import encrypted
+from ingest.visible import clean
 
 MAX_DEPTH = 2
 """An archive in an archive is opened; what lies deeper is not."""

@@ -10,8 +10,8 @@ from itertools import pairwise
 from PIL import Image
 
 from ingest.elements import ParseFailed, ParseFailure
-from ingest.parse.build import clean
 from ingest.parse.pdf_segments import Segment, Word
+from ingest.visible import clean
 
 PROGRAMS = "/usr/local/bin:/usr/bin:/bin"
 """Where the system's programs are: in the sandbox there are no others."""

@@ -119,7 +119,7 @@ class _PageReader:
         self._programs = programs
         self._tesseract: Tesseract | None = None
         self._looked_for_tesseract = False
-        self._pdf = _open(path, options.password)
+        self._pdf = open_pdf(path, options.password)
         self.page_count = len(self._pdf)
         self.pages_read = 0
         self.pages_left_out = 0
@@ -135,7 +135,7 @@ class _PageReader:
             if index and index % _REOPEN_AFTER == 0:
                 # PDFium keeps what it has read of a file, which of 10,000 pages is a gigabyte.
                 self._pdf.close()
-                self._pdf = _open(self._path, self._options.password)
+                self._pdf = open_pdf(self._path, self._options.password)
             try:
                 with closing(self._pdf[index]) as page:
                     read = self._read(page, index + 1)
@@ -166,7 +166,8 @@ class _PageReader:
 _REOPEN_AFTER = 256
 
 
-def _open(path: Path, password: str | None) -> pypdfium2.PdfDocument:
+def open_pdf(path: Path, password: str | None) -> pypdfium2.PdfDocument:
+    """Raises ParseFailed."""
     try:
         # Without the password first: many files ask for one only to be changed, and then another one would fail.
         return pypdfium2.PdfDocument(path)

@@ -22,7 +22,7 @@ class TypeSizes:
 
         Levels are far apart, as sizes are: only their order matters to a document's builder.
         """
-        text = " ".join(line.text for line in lines)
+        text = _REMARK.sub("", " ".join(line.text for line in lines))
         first = lines[0]
         if len(lines) > 3 or len(text) > _MAX_HEADING_CHARS or not _can_head(text) or not self._letters:
             return None
@@ -39,6 +39,8 @@ class TypeSizes:
         return None
 
 
+_REMARK = re.compile(r"\s*\([^()]*\)$")
+"""Below a statement of accounts' name, say: (in millions)."""
 _SENTENCE = re.compile(r"^[•‣◦▪■●○–—-]\s|\w\s.*\w\s.*[.;,:)]$")
 _DISPLAY = 1.5
 _LARGER = 1.12

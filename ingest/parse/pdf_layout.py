@@ -50,7 +50,7 @@ def _flow_blocks(flow: Sequence[Segment], ruled: dict[int, list[Row]]) -> list[B
     text = [segment for segment in flow if id(segment) not in ruled]
     aligned, rest = aligned_tables(text)
     found = [ruled[id(segment)] for segment in flow if id(segment) in ruled]
-    blocks = [Block(ElementKind.TABLE, table) for table in [*found, *aligned]]
+    blocks = [block for table in [*found, *aligned] for block in _captioned(table)]
     blocks += [
         Block(
             ElementKind.LIST_ITEM if BULLET.match(lines[0].text) else ElementKind.TEXT,
@@ -62,6 +62,14 @@ def _flow_blocks(flow: Sequence[Segment], ruled: dict[int, list[Row]]) -> list[B
     if _goes_back(blocks):
         blocks.sort(key=lambda block: (round(block.sides[1]), block.sides[0]))
     return blocks
+
+
+def _captioned(table: list[Row]) -> Iterator[Block]:
+    """The table, and what stands above its columns in larger type as a text of its own."""
+    if len(table) > 2 and len(table[0]) == 1 and table[0][0].size > max(cell.size for cell in table[1]):
+        yield Block(ElementKind.TEXT, table[:1])
+        table = table[1:]
+    yield Block(ElementKind.TABLE, table)
 
 
 def _goes_back(blocks: Sequence[Block]) -> bool:

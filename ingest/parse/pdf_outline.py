@@ -8,8 +8,8 @@ from itertools import islice
 
 import pypdfium2
 
-from ingest.parse.build import clean
 from ingest.parse.pdf_segments import Segment
+from ingest.visible import clean
 
 
 @dataclass(frozen=True, slots=True)

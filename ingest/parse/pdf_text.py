@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import pypdfium2
 from pypdfium2 import raw
 
-from ingest.parse.build import clean
 from ingest.parse.pdf_segments import Segment, Word, joined
+from ingest.visible import clean
 
 Sides = tuple[float, float, float, float]
 """x0, y0, x1, y1."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TextIO
 
 from ingest.elements import ElementKind, Parsed, ParseOptions
-from ingest.parse.build import DocumentBuilder, Line, clean, paragraphs, text_lines
+from ingest.parse.build import DocumentBuilder, Line, paragraphs, text_lines
 from ingest.parse.decoding import open_text
+from ingest.visible import clean
 
 MAX_TITLE_CHARS = 200
 

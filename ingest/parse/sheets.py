@@ -19,9 +19,10 @@ import python_calamine
 
 from ingest.elements import ElementKind, Parsed, ParseFailed, ParseFailure, ParseOptions
 from ingest.parse.archives import InflationMeter, damaged
-from ingest.parse.build import DocumentBuilder, Line, clean
+from ingest.parse.build import DocumentBuilder, Line
 from ingest.parse.decoding import open_text
 from ingest.parse.packages import encrypted, opened_ole, opened_package
+from ingest.visible import clean
 
 Row: TypeAlias = Sequence[str]
 

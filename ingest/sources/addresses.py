@@ -1,6 +1,7 @@
 """Addresses of sources: how they are read, which may be used, and what opens them."""
 
 import json
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -9,10 +10,10 @@ from typing import Any
 from urllib.parse import SplitResult, quote, unquote, urlsplit, urlunsplit
 
 import aiohttp
-import fsspec
 from yarl import URL
 
 from ingest.sources.entries import BackendMissing, Source, SourceRefused, SourceUnavailable
+from ingest.sources.faults import Faults
 from ingest.sources.local import LocalFolder
 from ingest.sources.remote import RemoteFolder
 from ingest.sources.repository import Repository
@@ -20,6 +21,8 @@ from ingest.sources.repository import Repository
 CONNECT_S = 20
 READ_S = 60
 """A server that says nothing for so long is taken for dead."""
+TRIES = 2
+"""Of a request: a sweep that fails is tried again anyway, after a while."""
 
 Options = dict[str, str]
 
@@ -28,47 +31,73 @@ Options = dict[str, str]
 class Backend:
     """What a scheme needs and takes."""
 
-    extra: str
-    options: frozenset[str]
+    opens: str = ""
+    """`module:class` of the file system. Without, it is not read through one, and to open it connects to nothing."""
+    extra: str = ""
+    """That the module needs."""
+    credentials: frozenset[str] = frozenset()
+    """Options that say who asks."""
+    places: frozenset[str] = frozenset()
+    """Options that say who is asked."""
     default_host: str = ""
     """Asked when the address names none."""
 
+    @property
+    def options(self) -> frozenset[str]:
+        return self.credentials | self.places
 
+
+_ENDPOINT = frozenset({"endpoint_url"})
 _S3 = Backend(
-    "sources-s3", frozenset({"key", "secret", "token", "endpoint_url", "region"}), "s3.amazonaws.com"
+    "ingest.sources.s3_buckets:S3Buckets",
+    "sources-s3",
+    frozenset({"key", "secret", "token"}),
+    _ENDPOINT | {"region"},
+    "s3.amazonaws.com",
 )
-_GCS = Backend("sources-gcs", frozenset({"token"}), "storage.googleapis.com")
+_GCS = Backend(
+    "ingest.sources.google_buckets:GoogleBuckets",
+    "sources-gcs",
+    frozenset({"token"}),
+    _ENDPOINT,
+    "storage.googleapis.com",
+)
 _AZURE = Backend(
+    "ingest.sources.blobs:Container",
     "sources-azure",
-    frozenset({"account_name", "account_key", "sas_token", "tenant_id", "client_id", "client_secret"}),
+    frozenset({"account_key", "sas_token", "tenant_id", "client_id", "client_secret"}),
+    _ENDPOINT | {"account_name"},
     "blob.core.windows.net",
 )
 _PASSWORD = frozenset({"username", "password"})
-_WEBDAV = Backend("sources-webdav", _PASSWORD)
-_WEB = Backend("", _PASSWORD)
+_WEBDAV = Backend("ingest.sources.webdav:WebDav", "sources-webdav", _PASSWORD)
+_SFTP = Backend("ingest.sources.secure_shell:KnownHost", "sources-sftp", _PASSWORD, frozenset({"host_key"}))
+_SITE = Backend("fsspec.implementations.http:HTTPFileSystem", credentials=_PASSWORD)
+_GIT = Backend(credentials=_PASSWORD)
 BACKENDS = {
-    "file": Backend("", frozenset()),
-    "http": _WEB,
-    "https": _WEB,
+    "file": Backend(),
+    "http": _SITE,
+    "https": _SITE,
     "s3": _S3,
     "gs": _GCS,
     "gcs": _GCS,
     "az": _AZURE,
     "abfs": _AZURE,
     "abfss": _AZURE,
-    "sftp": Backend("sources-sftp", _PASSWORD | {"host_key"}),
+    "sftp": _SFTP,
     "webdav": _WEBDAV,
     "webdavs": _WEBDAV,
-    "smb": Backend("sources-smb", _PASSWORD),
-    "git+https": _WEB,
-    "git+http": _WEB,
-    "git+file": Backend("", frozenset()),
+    "smb": Backend("ingest.sources.shares:Share", "sources-smb", _PASSWORD),
+    "git+https": _GIT,
+    "git+http": _GIT,
+    "git+file": Backend(),
 }
-_UNCACHED = {"use_listings_cache": False}
+# Else another source with the same address would get this one's connection and credentials.
+_ALONE = {"skip_instance_cache": True}
+_UNCACHED = {**_ALONE, "use_listings_cache": False}
+_SITES = ("http", "https")
 _BUCKETS = ("s3", "gs", "gcs", "az", "abfs", "abfss")
 _LOCAL = ("file", "git+file")
-_OWN = ("file", "git+https", "git+http", "git+file")
-"""Not read through fsspec. To open one connects to nothing."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +181,11 @@ def check_allowed(address: Address, allowed: Allowed) -> None:
 
 def check_backend(address: Address, *, cache: Path = Path()) -> None:
     """Finds now what `open_source` would find at the first sweep. Raises SourceRefused, BackendMissing."""
-    if address.scheme in _OWN:
-        open_source(address, cache=cache)
+    if BACKENDS[address.scheme].opens:
+        _arguments(address.scheme, urlsplit(address.url), address.options)
+        _filesystem_kind(address.scheme)
     else:
-        protocol, _, _ = _arguments(address.scheme, urlsplit(address.url), address.options)
-        _filesystem_kind(address.scheme, protocol)
+        open_source(address, cache=cache)
 
 
 def open_source(address: Address, *, cache: Path) -> Source:
@@ -171,14 +200,19 @@ def open_source(address: Address, *, cache: Path) -> Source:
             url = urlunsplit((parts.scheme.removeprefix("git+"), parts.netloc, parts.path, "", ""))
             credentials = {}
             if options:
-                secret = aiohttp.BasicAuth(options.get("username", ""), options.get("password", "")).encode()
-                credentials = {"http.extraHeader": f"Authorization: {secret}"}
+                credentials = {"http.extraHeader": f"Authorization: {_basic(options)}"}
             return Repository(url, unquote(parts.fragment), cache, credentials=credentials)
         case scheme:
-            protocol, root, arguments = _arguments(scheme, parts, options)
-            filesystem = _filesystem(scheme, protocol, arguments)
-            is_site = protocol in ("http", "https")
-            return RemoteFolder(filesystem, root, asks_each=is_site, secrets=[*options.values()])
+            root, arguments = _arguments(scheme, parts, options)
+            names = BACKENDS[scheme].credentials
+            faults = Faults([options[name] for name in names & options.keys()], sorted(names))
+            return RemoteFolder(
+                _filesystem(scheme, arguments, faults),
+                root,
+                bucket=parts.netloc if scheme in _BUCKETS else None,
+                asks_each=scheme in _SITES,
+                faults=faults,
+            )
 
 
 def _local_url(parts: SplitResult) -> str:
@@ -215,86 +249,101 @@ def _hosts(address: Address) -> list[str]:
     return _hosts(endpoint)
 
 
-def _arguments(scheme: str, parts: SplitResult, options: Options) -> tuple[str, str, dict[str, Any]]:
-    """What fsspec is told: protocol, root folder, and the file system's own arguments."""
+def _arguments(scheme: str, parts: SplitResult, options: Options) -> tuple[str, dict[str, Any]]:
+    """The root folder, and what the file system is made with. Raises SourceRefused, BackendMissing."""
     path = unquote(parts.path)
     bucket = f"{parts.netloc}{path}"
     match scheme:
         case "http" | "https":
-            return scheme, urlunsplit(parts), {
+            return urlunsplit(parts), {
                 "get_client": _client_of(options), "simple_links": False, **_UNCACHED
             }  # fmt: skip
         case "s3":
-            client = {key: value for key, value in (("region_name", options.get("region")),) if value}
-            if "endpoint_url" in options:
-                client["endpoint_url"] = options["endpoint_url"]
-            return "s3", bucket, {
+            if ("key" in options) != ("secret" in options):
+                raise SourceRefused("options: s3:// needs both key and secret, or neither.", param="options")
+            places = (("region_name", "region"), ("endpoint_url", "endpoint_url"))
+            return bucket, {
                 "key": options.get("key"), "secret": options.get("secret"), "token": options.get("token"),
-                "anon": "key" not in options, "client_kwargs": client,
-                "config_kwargs": {"connect_timeout": CONNECT_S, "read_timeout": READ_S}, **_UNCACHED,
+                "anon": "key" not in options,
+                "client_kwargs": {name: options[option] for name, option in places if option in options},
+                "config_kwargs": {
+                    "connect_timeout": CONNECT_S, "read_timeout": READ_S, "retries": {"total_max_attempts": TRIES},
+                }, **_UNCACHED,
             }  # fmt: skip
         case "gs" | "gcs":
             # Never a name: gcsfs would look for credentials on the box, or open it as a file.
             token = _service_account(options["token"]) if "token" in options else "anon"
-            return "gcs", bucket, {"token": token, **_UNCACHED}
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
+            return bucket, {
+                "token": token, "endpoint_url": options.get("endpoint_url"), "project": "none",
+                "requests_timeout": timeout, **_UNCACHED,
+            }  # fmt: skip
         case "az" | "abfs" | "abfss":
-            return "abfs", bucket, {**options, "anon": len(options) <= 1, **_UNCACHED}
+            _check_azure(options)
+            return bucket, {
+                "container": parts.netloc, "options": options,
+                "connect_s": CONNECT_S, "silence_s": READ_S, "tries": TRIES,
+            }  # fmt: skip
         case "sftp":
-            port = parts.port or 22
-            return "sftp", path, {
-                "host": parts.hostname, "port": port, "host_key_policy": _pinned_key(options),
-                "look_for_keys": False, "allow_agent": False,
+            return path, {
+                "host": parts.hostname, "port": parts.port or 22, "host_key": _host_key(options),
+                "silence_s": READ_S, "look_for_keys": False, "allow_agent": False,
                 "timeout": CONNECT_S, "banner_timeout": CONNECT_S, "auth_timeout": CONNECT_S,
-                "username": options.get("username"), "password": options.get("password"),
+                "username": options.get("username"), "password": options.get("password"), **_ALONE,
             }  # fmt: skip
         case "webdav" | "webdavs":
             secure = "https" if scheme == "webdavs" else "http"
             auth = (options.get("username", ""), options.get("password", "")) if options else None
             root = urlunsplit((secure, parts.netloc, parts.path, "", ""))
-            return (
-                "webdav",
-                "",
-                {"base_url": root, "auth": auth, "timeout": READ_S, "follow_redirects": False},
-            )
+            return "", {
+                "base_url": root, "auth": auth, "timeout": READ_S, "follow_redirects": False, **_ALONE
+            }  # fmt: skip
         case _:
             assert scheme == "smb"
-            return "smb", path, {
-                "host": parts.hostname, "port": parts.port, "timeout": CONNECT_S, "share_access": "rwd",
-                "register_session_retries": 1, **options,
+            if not path.strip("/"):
+                raise SourceRefused("url must name a share: smb://host/share.")
+            if not options.keys() >= _PASSWORD:
+                # Without, the library would ask with what the worker's own user is logged in as.
+                raise SourceRefused("options: smb:// needs username and password.", param="options")
+            return path, {
+                "host": parts.hostname, "port": parts.port, "timeout": CONNECT_S, **options, **_ALONE,
             }  # fmt: skip
 
 
-def _filesystem(scheme: str, protocol: str, arguments: dict[str, Any]) -> fsspec.AbstractFileSystem:
-    kind = _filesystem_kind(scheme, protocol)
+def _filesystem(scheme: str, arguments: dict[str, Any], faults: Faults) -> Any:
+    kind = _filesystem_kind(scheme)
     try:
-        # Else another source with the same address would get this one's connection and credentials.
-        return kind(**arguments, skip_instance_cache=True)
-    except SourceRefused:
+        return kind(**arguments)
+    except (SourceRefused, SourceUnavailable):
         raise
     except Exception as error:
-        # Some connect at once, and raise what their client library does. What it says may hold a password.
-        raise SourceUnavailable(f"The source cannot be reached: {type(error).__name__}.") from error
+        # Some connect at once, and raise what their client library does.
+        raise SourceUnavailable(faults.tell("The source cannot be reached", error)) from error
 
 
-def _filesystem_kind(scheme: str, protocol: str) -> type[fsspec.AbstractFileSystem]:
+def _filesystem_kind(scheme: str) -> Any:
+    module, _, name = BACKENDS[scheme].opens.partition(":")
     try:
-        kind: type[fsspec.AbstractFileSystem] = fsspec.get_filesystem_class(protocol)
+        return getattr(import_module(module), name)
     except ImportError as error:
         raise BackendMissing(scheme, BACKENDS[scheme].extra) from error
-    return kind
 
 
 def _client_of(options: Options) -> Any:
     """Makes fsspec's HTTP client: with the credentials, and never led to another host."""
 
     async def open_client(**kwargs: Any) -> aiohttp.ClientSession:
-        auth = aiohttp.BasicAuth(options["username"], options.get("password", "")) if options else None
+        headers = {"Authorization": _basic(options)} if options else None
         tracing = aiohttp.TraceConfig()
         tracing.on_request_redirect.append(_stay_on_host)
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=READ_S)
-        return aiohttp.ClientSession(**kwargs, auth=auth, trace_configs=[tracing], timeout=timeout)
+        return aiohttp.ClientSession(**kwargs, headers=headers, trace_configs=[tracing], timeout=timeout)
 
     return open_client
+
+
+def _basic(options: Options) -> str:
+    return aiohttp.encode_basic_auth(options.get("username", ""), options.get("password", ""))
 
 
 async def _stay_on_host(_: aiohttp.ClientSession, __: Any, told: aiohttp.TraceRequestRedirectParams) -> None:
@@ -303,25 +352,30 @@ async def _stay_on_host(_: aiohttp.ClientSession, __: Any, told: aiohttp.TraceRe
         raise aiohttp.ClientPayloadError("it sends on to another host, which is not followed")
 
 
-def _pinned_key(options: Options) -> Any:
-    """A policy for paramiko that knows one key. Without it, whoever answers in the host's place gets the password."""
+def _host_key(options: Options) -> Any:
     if "host_key" not in options:
         raise SourceRefused(
-            "options: sftp:// needs host_key, the server's public key as `ssh-keyscan -t ed25519 HOST` prints "
-            "it without the host's name.",
+            "options: sftp:// needs host_key, the server's public key as `ssh-keyscan -t ed25519 HOST` prints it.",
             param="options",
         )
-    wanted = options["host_key"].split()[:2]
     try:
-        paramiko = import_module("paramiko")
+        return import_module("ingest.sources.secure_shell").read_host_key(options["host_key"])
     except ImportError as error:
         raise BackendMissing("sftp", BACKENDS["sftp"].extra) from error
 
-    def check(_: Any, __: Any, hostname: str, key: Any) -> None:
-        if [key.get_name(), key.get_base64()] != wanted:
-            raise paramiko.SSHException(f"the host {hostname} has another key than host_key")
 
-    return type("PinnedKey", (paramiko.MissingHostKeyPolicy,), {"missing_host_key": check})()
+def _check_azure(options: Options) -> None:
+    if "account_name" not in options:
+        raise SourceRefused("options: az:// needs account_name.", param="options")
+    application = ("tenant_id", "client_id", "client_secret")
+    if 0 < sum(name in options for name in application) < len(application):
+        raise SourceRefused(
+            f"options: az:// needs all of {', '.join(application)}, or none of them.", param="options"
+        )
+    try:
+        b64decode(options.get("account_key", ""), validate=True)
+    except ValueError as error:
+        raise SourceRefused("options: account_key is not Base64.", param="options") from error
 
 
 def _service_account(text: str) -> dict[str, Any]:

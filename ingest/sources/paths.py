@@ -17,10 +17,10 @@ class KnownPaths:
         self._source_id = source_id
         rows = session.execute(
             select(
-                SourceEntry.path, SourceEntry.tag, SourceEntry.sha256, SourceEntry.file_id, SourceEntry.error
+                SourceEntry.path, SourceEntry.tag, SourceEntry.digest, SourceEntry.file_id, SourceEntry.error
             ).where(SourceEntry.source_id == source_id)
         )
-        self._known = {path: Known(tag, sha256, file_id, error) for path, tag, sha256, file_id, error in rows}
+        self._known = {path: Known(tag, digest, file_id, error) for path, tag, digest, file_id, error in rows}
         self._free: dict[str, list[str]] = {}
 
     @property
@@ -38,14 +38,14 @@ class KnownPaths:
     def free(self, path: str) -> None:
         """Its file may go to another path that has this content: the path is gone, or has other content now."""
         known = self._known.get(path)
-        if known is not None and known.file_id is not None and known.sha256 is not None:
-            self._free.setdefault(known.sha256, []).append(path)
+        if known is not None and known.file_id is not None and known.digest is not None:
+            self._free.setdefault(known.digest, []).append(path)
 
-    def free_path(self, sha256: str, *, but: str) -> str | None:
+    def free_path(self, digest: str, *, but: str) -> str | None:
         """A path whose file has this content and is free."""
-        for path in self._free.get(sha256, []):
+        for path in self._free.get(digest, []):
             known = self._known.get(path)
-            if path != but and known is not None and known.file_id is not None and known.sha256 == sha256:
+            if path != but and known is not None and known.file_id is not None and known.digest == digest:
                 return path
         return None
 
@@ -56,7 +56,7 @@ class KnownPaths:
                 path_hash=_hash(path),
                 path=path,
                 tag=known.tag,
-                sha256=known.sha256,
+                digest=known.digest,
                 file_id=known.file_id,
                 error=known.error,
             )
@@ -67,8 +67,8 @@ class KnownPaths:
     def hold(self, path: str) -> None:
         """Its file stays with it."""
         known = self._known[path]
-        if known.sha256 is not None and path in self._free.get(known.sha256, []):
-            self._free[known.sha256].remove(path)
+        if known.digest is not None and path in self._free.get(known.digest, []):
+            self._free[known.digest].remove(path)
 
     def forget(self, session: Session, path: str) -> None:
         session.execute(
@@ -84,7 +84,7 @@ class KnownPaths:
         if known is None or known.file_id is None:
             return
         orphan = ORPHAN_PREFIX + known.file_id
-        self.put(session, orphan, Known(tag="", sha256=known.sha256, file_id=known.file_id, error=None))
+        self.put(session, orphan, Known(tag="", digest=known.digest, file_id=known.file_id, error=None))
         self.free(orphan)
 
 

@@ -15,7 +15,8 @@ class Known:
     """A path as the last sweep left it."""
 
     tag: str
-    sha256: str | None
+    digest: str | None
+    """Of its bytes, as the blob store makes it."""
     file_id: str | None
     error: str | None
 

@@ -5,12 +5,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
+from retrieval.access import readable_collections
 from retrieval.catalog import FileMissing, NotFound, delete_file, get_collection
-from retrieval.scope import Scope
-from retrieval.tables import Document, Role, Source, SourceEntry, Sweep, new_id
+from retrieval.ledger import record
+from retrieval.scope import Scope, within
+from retrieval.tables import Collection, DeletedKind, Document, Source, SourceEntry, Sweep, new_id
 
 KEEP_SWEEPS = 50
 """Of each source, for its report."""
@@ -67,15 +69,23 @@ def add_source(session: Session, scope: Scope, source_id: str, new: NewSource, *
 
 
 def get_source(session: Session, scope: Scope, source_id: str) -> Source:
-    source = session.scalar(select(Source).where(Source.tenant_id == scope.tenant_id, Source.id == source_id))
+    source = session.scalar(_readable(scope).where(Source.id == source_id))
     if source is None:
         raise SourceMissing(source_id)
     return source
 
 
 def list_sources(session: Session, scope: Scope) -> list[Source]:
-    query = select(Source).where(Source.tenant_id == scope.tenant_id)
-    return list(session.scalars(query.order_by(Source.created_at, Source.id)))
+    return list(session.scalars(_readable(scope).order_by(Source.created_at, Source.id)))
+
+
+def _readable(scope: Scope) -> Select[Source]:
+    """Those of collections that the scope may read."""
+    return (
+        select(Source)
+        .join(Collection, Collection.id == Source.collection_id)
+        .where(Source.tenant_id == scope.tenant_id, readable_collections(scope))
+    )
 
 
 def pause_source(session: Session, scope: Scope, source_id: str) -> Source:
@@ -89,6 +99,17 @@ def resume_source(session: Session, scope: Scope, source_id: str, *, now: float)
     """Swept at once, and its failures are forgotten."""
     source = get_source(session, scope, source_id)
     source.is_paused = False
+    source.failures = 0
+    source.due_at = now
+    return source
+
+
+def set_options(
+    session: Session, scope: Scope, source_id: str, options: bytes | None, *, now: float
+) -> Source:
+    """Swept at once with them, and what failed with the ones before is forgotten."""
+    source = get_source(session, scope, source_id)
+    source.options = options
     source.failures = 0
     source.due_at = now
     return source
@@ -152,6 +173,7 @@ def remove_some_files(session: Session, scope: Scope, source_id: str, *, most: i
 def remove_source(session: Session, scope: Scope, source_id: str) -> None:
     """Files that are still there stay, as ordinary ones."""
     session.delete(get_source(session, scope, source_id))
+    record(session, DeletedKind.SOURCE, source_id, scope.tenant_id)
 
 
 def remove_file(session: Session, scope: Scope, file_id: str) -> list[str]:
@@ -171,5 +193,5 @@ def remove_file(session: Session, scope: Scope, file_id: str) -> list[str]:
 
 
 def scope_of(source: Source) -> Scope:
-    """What a sweep may do: what a writer of the source's tenant may."""
-    return Scope(tenant_id=source.tenant_id, key_id=source.id, role=Role.WRITER)
+    """What a sweep may do: an admin added the source."""
+    return within(source.tenant_id, source.id)

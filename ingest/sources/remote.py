@@ -1,14 +1,12 @@
 """A bucket, share or site as a source, through fsspec."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import unquote
-
-from fsspec import AbstractFileSystem
 
 from ingest.sources.entries import (
     READ_BYTES,
@@ -18,6 +16,7 @@ from ingest.sources.entries import (
     Listing,
     SourceUnavailable,
 )
+from ingest.sources.faults import Faults
 
 LOOKS_AT_ONCE = 16
 """Of a site, which tells a file's tag only when it is asked for that file."""
@@ -25,26 +24,30 @@ MAX_DEPTH = 64
 MAX_ENTRIES = 1_000_000
 _CHECKSUMS = ("etag", "e_tag", "content-md5", "digest", "md5hash", "checksum")
 _TIMES = ("mtime", "lastmodified", "last_modified", "last-modified", "modified", "updated", "created")
+_KINDS = {"link": "a symbolic link, which is not followed", "other": "no regular file"}
 
 
 class RemoteFolder:
-    """A Source of the files below `root` of a file system.
+    """A Source of the files below `root` of a file system, of which it asks what fsspec's have: ls, info and open.
 
-    `asks_each` is for sites: their listing holds names only. `secrets` are kept out of messages.
+    `asks_each` is for sites: their listing holds names only. `bucket` is the part of a root that is there also when
+    nothing is in it: a bucket's folders are made of their files.
     """
 
     def __init__(
         self,
-        filesystem: AbstractFileSystem,
+        filesystem: Any,
         root: str,
         *,
+        bucket: str | None = None,
         asks_each: bool = False,
-        secrets: Sequence[str] = (),
+        faults: Faults | None = None,
     ) -> None:
         self._filesystem = filesystem
         self._root = root.rstrip("/")
+        self._bucket = bucket
         self._asks_each = asks_each
-        self._secrets = [secret for secret in secrets if len(secret) > 3]
+        self._faults = faults or Faults()
 
     def listing(self) -> Listing:
         try:
@@ -59,7 +62,7 @@ class RemoteFolder:
             raise
         except Exception as error:
             # Each backend raises what its own client library does.
-            raise SourceUnavailable(self._told("The source cannot be listed", error)) from error
+            raise SourceUnavailable(self._faults.tell("The source cannot be listed", error)) from error
         return self._asked_each(found) if self._asks_each else found
 
     def look(self, entry: Entry) -> Entry | None:
@@ -68,7 +71,7 @@ class RemoteFolder:
         except FileNotFoundError:
             return None
         except Exception as error:
-            raise SourceUnavailable(self._told(f"{entry.path} cannot be looked at", error)) from error
+            raise SourceUnavailable(self._faults.tell(f"{entry.path} cannot be looked at", error)) from error
 
     def read(self, entry: Entry) -> Iterator[bytes]:
         try:
@@ -80,26 +83,37 @@ class RemoteFolder:
         except FileNotFoundError as error:
             raise EntryChanged(entry.path) from error
         except PermissionError as error:
+            self._check_credentials()
             raise EntryRefused("The source's credentials may not read it.") from error
         except Exception as error:
-            raise SourceUnavailable(self._told(f"{entry.path} cannot be read", error)) from error
+            raise SourceUnavailable(self._faults.tell(f"{entry.path} cannot be read", error)) from error
         now = self.look(entry)
         if now is None or now.tag != entry.tag:
             raise EntryChanged(entry.path)
 
     def close(self) -> None:
-        for name in ("client", "ftp"):
-            closing = getattr(getattr(self._filesystem, name, None), "close", None)
+        owners = (self._filesystem, *(getattr(self._filesystem, name, None) for name in ("client", "ftp")))
+        for owner in owners:
+            closing = getattr(owner, "close", None)
             if closing is not None:
                 with suppress(Exception):
                     closing()
 
     def _walk(self, folder: str, depth: int, found: Listing) -> Iterator[Mapping[str, Any]]:
         """What is below a folder. fsspec's own walk leaves out what it fails to list, which would read as deleted."""
-        told: list[Mapping[str, Any]] = self._filesystem.ls(folder, detail=True)
+        try:
+            told: list[Mapping[str, Any]] = self._filesystem.ls(folder, detail=True)
+        except FileNotFoundError:
+            if depth > 0:
+                found.gaps.append(f"{folder}: it went while it was listed")
+                return
+            if self._bucket is None:
+                raise
+            self._filesystem.ls(self._bucket, detail=True)
+            return
         for each in told:
             name = str(each["name"]).rstrip("/")
-            if not self._below(name, folder) or each["type"] == "link":
+            if not self._below(name, folder):
                 continue
             if each["type"] != "directory":
                 yield each
@@ -114,7 +128,11 @@ class RemoteFolder:
         child = name.lstrip("/").removeprefix(start)
         if name.lstrip("/") == child and start != "/":
             return False
-        return bool(child) and not {"?", "#"} & set(child) and unquote(child) not in (".", "..")
+        if self._asks_each:
+            if {"?", "#"} & set(child):
+                return False
+            child = unquote(child)
+        return child not in ("", ".", "..")
 
     def _entry(self, told: Mapping[str, Any], *, path: str | None = None) -> Entry | None:
         name = str(told["name"])
@@ -123,6 +141,9 @@ class RemoteFolder:
             path = unquote(path) if self._asks_each else path
         if not path or "\0" in path or ".." in path.split("/"):
             return None
+        if told["type"] in _KINDS:
+            reason = f"It is {_KINDS[told['type']]}."
+            return Entry(path=path, address=name, tag=reason, refusal=reason)
         size = told.get("size")
         tag, changed_at = _tag(told)
         return Entry(
@@ -149,25 +170,24 @@ class RemoteFolder:
         ]
         return Listing([answer for answer in answers if answer is not None], found.gaps + gaps)
 
-    def _told(self, what: str, error: Exception) -> str:
-        message = f"{what}: {type(error).__name__}: {error}"
-        for secret in self._secrets:
-            message = message.replace(secret, "…")
-        return " ".join(message.split())[:500]
+    def _check_credentials(self) -> None:
+        """Raises SourceUnavailable if they have expired: then it is not the one file that may not be read."""
+        try:
+            self._filesystem.info(self._root)
+        except Exception as error:
+            raise SourceUnavailable(self._faults.tell("The source cannot be read", error)) from error
 
 
 def _tag(told: Mapping[str, Any]) -> tuple[str, float | None]:
-    """The backend's checksum; else time and size, with that time; else nothing."""
+    """The backend's checksum; else time and size; else nothing. With the time, on which a checksum may rest as well."""
     named = {key.lower(): value for key, value in told.items()}
+    times = (_seconds(named[key]) for key in _TIMES if named.get(key) is not None)
+    changed_at = next((time for time in times if time is not None), None)
     for key in _CHECKSUMS:
         # A weak one is that of another representation of the same, and good enough to say that it did not change.
         if named.get(key):
-            return f"{key} {str(named[key])[:200]}", None
-    for key in _TIMES:
-        if named.get(key) is not None:
-            changed_at = _seconds(named[key])
-            return f"{changed_at} {named.get('size')}", changed_at
-    return "", None
+            return f"{key} {str(named[key])[:200]}", changed_at
+    return ("", None) if changed_at is None else (f"{changed_at} {named.get('size')}", changed_at)
 
 
 def _seconds(told: Any) -> float | None:

@@ -7,10 +7,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ingest.sources.entries import READ_BYTES, Entry, EntryChanged, Listing, SourceRefused, SourceUnavailable
+from ingest.sources.faults import refused
 
 FETCH_S = 600.0
 LIST_S = 60.0
+SILENCE_S = 60
+"""A server that sends nothing for so many whole seconds is taken for dead."""
 _LINK, _SUBMODULE = "120000", "160000"
+_CREDENTIALS = ("username", "password")
+_REFUSALS = ("Authentication failed", "could not read Username", "error: 403")
+"""As git says it in English, which LC_ALL=C has it speak."""
 
 
 class Repository:
@@ -64,6 +70,7 @@ class Repository:
         self._run(
             "-c", "http.followRedirects=false", "-c", "protocol.allow=never",
             "-c", f"protocol.{self._url.partition('://')[0]}.allow=always",
+            "-c", "http.lowSpeedLimit=1", "-c", f"http.lowSpeedTime={SILENCE_S}",
             "fetch", "--quiet", "--force", "--depth=1", "--no-tags", "--no-recurse-submodules",
             "--end-of-options", self._url, self._ref,
             timeout_s=FETCH_S,
@@ -105,6 +112,8 @@ class Repository:
             raise SourceUnavailable(f"git did not answer within {timeout_s:.0f} s.") from error
         if done.returncode != 0:
             told = " ".join(done.stderr.decode("utf-8", "replace").split())
+            if any(said in told for said in _REFUSALS):
+                raise SourceUnavailable(f"git cannot read the repository: {refused(_CREDENTIALS)}")
             raise SourceUnavailable(f"git cannot read the repository: {told[:400]}")
         return done.stdout
 

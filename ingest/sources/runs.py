@@ -9,10 +9,12 @@ from ingest.sources.patterns import PathFilter
 from ingest.sources.registry import KEEP_SWEEPS, scope_of
 from ingest.sources.sweep import Report, SweptSource
 from ingest.sources.times import backoff_s, next_due
-from retrieval.tables import Source, Sweep
+from retrieval import audit
+from retrieval.tables import AuditEvent, Source, Sweep
 
 AGAIN_AFTER_S = 2.0
 """When a watched folder had files that were still being written."""
+CHANGES = ("added", "changed", "renamed", "removed")
 ABANDONED = "The worker that ran it stopped; it is run again."
 
 
@@ -93,6 +95,17 @@ def finish(session: Session, begun: BegunSweep, report: Report, *, now: float) -
         return
     sweep.ended_at = now
     sweep.counts = report.counts
+    if not begun.is_dry and any(report.counts[name] for name in CHANGES):
+        audit.record(
+            session,
+            AuditEvent.SOURCE_SWEPT,
+            source.id,
+            scope=begun.source.scope,
+            added=report.counts["added"],
+            changed=report.counts["changed"],
+            renamed=report.counts["renamed"],
+            removed=report.counts["removed"],
+        )
     sweep.error = report.note
     if not begun.is_dry:
         source.failures = 0

@@ -123,6 +123,7 @@ class Sweep:
         self._counts["removed"] += sum(1 for path in plan.gone if self._paths.all[path].file_id)
 
     def _carry_out(self, plan: Plan) -> None:
+        self._blobs.prepare(self._database, self._scope.tenant_id)
         for path in (*plan.gone, *self._paths.orphans):
             self._paths.free(path)
         for entry in plan.look_into:
@@ -195,16 +196,18 @@ class Sweep:
 
     def _put(self, entry: Entry, sha256: str, receiver: Receiver) -> None:
         before = self._paths.get(entry.path)
-        if before is not None and before.sha256 == sha256:
+        with self._database.read() as session:
+            digest = self._blobs.digest(session, self._scope.tenant_id, sha256)
+        if before is not None and before.digest == digest:
             self._touch(entry, before)
             return
         received = receiver.finish()
         try:
-            media_type = detect(received.path, shown_name(entry.path))
+            media_type = detect(received, shown_name(entry.path))
         except (UnsupportedMediaType, EmptyFile) as error:
-            self._refuse(entry, str(error), sha256=sha256)
+            self._refuse(entry, str(error), digest=digest)
             return
-        if not self._rename(entry, media_type, sha256):
+        if not self._rename(entry, media_type, digest):
             self._add(entry, media_type, received)
 
     def _touch(self, entry: Entry, before: Known) -> None:
@@ -215,9 +218,9 @@ class Sweep:
             with self._write() as session:
                 self._paths.put(session, entry.path, replace(before, tag=entry.tag))
 
-    def _rename(self, entry: Entry, media_type: MediaType, sha256: str) -> bool:
+    def _rename(self, entry: Entry, media_type: MediaType, digest: str) -> bool:
         """Whether a path with this content went: then its file, document and chunks go on under this one."""
-        old_path = self._paths.free_path(sha256, but=entry.path)
+        old_path = self._paths.free_path(digest, but=entry.path)
         if old_path is None:
             return False
         file_id = self._paths.all[old_path].file_id
@@ -229,7 +232,7 @@ class Sweep:
             file.filename = shown_name(entry.path)
             self._paths.detach(session, entry.path)
             self._paths.forget(session, old_path)
-            self._paths.put(session, entry.path, Known(entry.tag, sha256, file_id, None))
+            self._paths.put(session, entry.path, Known(entry.tag, digest, file_id, None))
         self._counts["renamed"] += 1
         return True
 
@@ -238,35 +241,35 @@ class Sweep:
         before = self._paths.get(entry.path)
         old_file_id = before.file_id if before is not None else None
         now = self._clock()
-        new = NewFile(
-            filename=shown_name(entry.path),
-            purpose="assistants",
-            media_type=media_type,
-            sha256=received.sha256,
-            size_bytes=received.size_bytes,
-            path=entry.path,
-        )
         orphans: list[str] = []
         replaces_id: int | None = None
         with self._write() as session:
             catalog.lock_tenant(session, self._scope.tenant_id)
-            catalog.lock_collection(session, self._scope, self._source.collection_id)
+            collection = catalog.lock_collection(session, self._scope, self._source.collection_id)
+            blob = self._blobs.row(session, self._scope.tenant_id, received)
+            new = NewFile(
+                filename=shown_name(entry.path),
+                purpose="assistants",
+                media_type=media_type,
+                blob=blob,
+                path=entry.path,
+            )
             file, is_new_blob = catalog.add_file(session, self._scope, new, now=now)
             if is_new_blob:
-                self._blobs.keep(received, file.blob_id)
+                self._blobs.keep(received)
             if old_file_id is not None:
                 replaces_id, orphans = self._replaced(session, old_file_id)
             catalog.attach_file(
                 session,
                 self._scope,
-                collection_id=self._source.collection_id,
-                file_id=file.id,
+                collection=collection,
+                file=file,
                 attributes=self._source.attributes,
                 chunking=self._source.chunking,
                 now=now,
                 replaces_id=replaces_id,
             )
-            self._paths.put(session, entry.path, Known(entry.tag, received.sha256, file.id, None))
+            self._paths.put(session, entry.path, Known(entry.tag, blob.digest, file.id, None))
         self._drop(orphans)
         self._counts["added" if old_file_id is None else "changed"] += 1
 
@@ -287,10 +290,10 @@ class Sweep:
         replaces_id = document.replaces_id
         return replaces_id, catalog.delete_file(session, self._scope, file_id)
 
-    def _refuse(self, entry: Entry, reason: str, *, sha256: str | None = None) -> None:
+    def _refuse(self, entry: Entry, reason: str, *, digest: str | None = None) -> None:
         """Notes why, so that it is not tried again until it changes. What the path had before goes."""
         self._counts["refused"] += 1
-        now = Known(entry.tag, sha256, None, reason)
+        now = Known(entry.tag, digest, None, reason)
         if self._paths.get(entry.path) == now:
             return
         with self._write() as session:

@@ -10,7 +10,8 @@ next batch meanwhile, and hands out the rows of the last one. Batches wait for n
 
 A batch is prefetched as soon as it is full: until then, whoever comes may still join it. The worker looks again when
 it takes it: if somebody of a higher lane came, or nobody wants one of its texts any more, the texts go back to the
-front of their queue. So a person waits for one running batch at most, unless a lower lane's turn is due.
+front of their queue. So a person waits for one running batch at most, unless a lower lane's turn is due; and for none
+where an express replica computes for people alone, beside the others.
 
 Tokenising first, budgets in tokens with padding counted, one batch prefetched, and dropping departed callers are
 ideas of Hugging Face's text-embeddings-inference.
@@ -66,6 +67,7 @@ class Batcher(Generic[InputT]):
         replicas: Sequence[BatchModel[InputT]],
         *,
         probe: InputT,
+        express: BatchModel[InputT] | None = None,
         limits: Limits | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] | None = None,
@@ -74,6 +76,9 @@ class Batcher(Generic[InputT]):
         counts: Mapping[Lane, LaneCounts] | None = None,
     ) -> None:
         """`probe` is an input known to be good: it warms the model up and tells bad texts from a bad model.
+
+        `express` is a replica for people alone, which the operating system lets go before the others: they compute
+        with what it leaves of the cores.
 
         `on_batch` is called in a replica's thread once the batch's callers have been told. `fingerprint` tells the
         model apart in a `cache` that others use too. `counts` go on from those of a batcher before this one.
@@ -91,6 +96,10 @@ class Batcher(Generic[InputT]):
         self._waiting = Waiting(self.counts)
         self._forecast = Forecast(self._limits)
         self._replicas = [Replica(index, model, self._lock) for index, model in enumerate(replicas)]
+        self._express: Replica[InputT] | None = None
+        if express is not None:
+            self._express = Replica(len(replicas), express, self._lock)
+            self._replicas.append(self._express)
         self._open = False
         self._last_call_ended = clock()
         # A person's text is tokenised at once, however much bulk text is being tokenised beside it.
@@ -260,13 +269,20 @@ class Batcher(Generic[InputT]):
     def _finish_s(self, lane: Lane, *, texts: int = 0, tokens: float = 0.0) -> float:
         """Seconds from now until so much more of the lane would be done."""
         working = [replica for replica in self._replicas if replica.fault is None]
+        at_once = [replica for replica in working if replica is not self._express] or working
+        batches = [(replica.running, replica.prefetched) for replica in at_once]
+        if lane is Lane.INTERACTIVE and self._express in working:
+            batches = [
+                (_if_of(lane, replica.running), _if_of(lane, replica.prefetched)) for replica in working
+            ]
         return self._forecast.finish_s(
             lane,
             texts=texts,
             tokens=tokens,
             lanes=self._waiting.lanes,
-            running=[replica.running for replica in working],
-            prefetched=[replica.prefetched for replica in working],
+            running=[running for running, _ in batches],
+            prefetched=[prefetched for _, prefetched in batches],
+            at_once=len(at_once),
             now=self._clock(),
         )
 
@@ -389,16 +405,32 @@ class Batcher(Generic[InputT]):
         """One batch ahead, and not before a replica that would run it at once."""
         if replica.fault is not None or replica.prefetched is not None:
             return False
-        return replica.running is None or not any(other.idle for other in self._replicas)
+        others = (other for other in self._replicas if other is not self._express)
+        return replica.running is None or not any(other.idle for other in others)
+
+    def _may_take(self, replica: Replica[InputT], lane: Lane) -> bool:
+        """While it keeps up the express replica has all people to itself, and while others work no machines."""
+        if self._express is None:
+            return True
+        if replica is self._express:
+            others = (other for other in self._replicas if other is not replica)
+            return lane is Lane.INTERACTIVE or all(other.fault is not None for other in others)
+        if lane is not Lane.INTERACTIVE or self._express.fault is not None:
+            return True
+        is_more = replica.idle or self._forecast.fills_a_batch(self._waiting.lanes[lane])
+        return is_more and not self._express.idle
 
     def _choose(self, replica: Replica[InputT]) -> Batch | None:
         lanes = self._waiting.lanes
         while True:
             now = self._clock()
-            since = {lane: queue.passed_over_since for lane, queue in lanes.items()}
+            since = {
+                lane: queue.passed_over_since if self._may_take(replica, lane) else math.inf
+                for lane, queue in lanes.items()
+            }
             turn = choose_lane(since, now=now, patience_s=self._limits.patience_s)
             if turn is None:
-                if replica.running is None and self._put_back_for_an_idle_one():
+                if replica.running is None and self._put_back_for(replica):
                     continue
                 return None
             queue = lanes[turn.lane]
@@ -419,10 +451,14 @@ class Batcher(Generic[InputT]):
         queue.take(batch.texts, now)
         return batch
 
-    def _put_back_for_an_idle_one(self) -> bool:
-        """Whether another replica, still busy, had prefetched texts that can run at once elsewhere."""
+    def _put_back_for(self, idle: Replica[InputT]) -> bool:
+        """Whether another replica, still busy, had prefetched texts that can run at once on this one."""
         for other in self._replicas:
-            if other.prefetched is not None and other.running is not None:
+            if (
+                other.prefetched is not None
+                and other.running is not None
+                and self._may_take(idle, other.prefetched.lane)
+            ):
                 self._put_back(other)
                 return True
         return False
@@ -543,7 +579,7 @@ class Batcher(Generic[InputT]):
                 batch = replica.prefetched
                 if batch is None or not batch.ready:
                     replica.worker_wakes.wait()
-                elif self._is_overtaken(batch) or self._is_partly_unwanted(batch):
+                elif self._is_overtaken(replica, batch) or self._is_partly_unwanted(batch):
                     self._put_back(replica)
                 else:
                     replica.prefetched, replica.running = None, batch
@@ -552,8 +588,11 @@ class Batcher(Generic[InputT]):
                     return batch
             return None
 
-    def _is_overtaken(self, batch: Batch) -> bool:
-        return not batch.due and any(self._waiting.lanes[lane].texts for lane in lanes_above(batch.lane))
+    def _is_overtaken(self, replica: Replica[InputT], batch: Batch) -> bool:
+        return not batch.due and any(
+            self._waiting.lanes[lane].texts and self._may_take(replica, lane)
+            for lane in lanes_above(batch.lane)
+        )
 
     def _is_partly_unwanted(self, batch: Batch) -> bool:
         """Some of its callers left, or their deadline has passed."""
@@ -614,7 +653,8 @@ class Batcher(Generic[InputT]):
         except BaseException as error:
             with self._lock:
                 replica.failed_attempts += 1
-                replica.fault = f"{type(error).__name__}" if replica.tried.is_set() else str(error)
+                if not replica.tried.is_set():
+                    replica.fault = str(error)
                 nobody_works = all(self.replica_faults)
                 told = list(self._waiting.requests) if nobody_works else []
             self._fail(told, ModelUnavailable(f"The model failed ({type(error).__name__})."))
@@ -654,6 +694,10 @@ class Batcher(Generic[InputT]):
             self._mark_faulty(replica, f"a thread of the model died ({type(error).__name__})")
             if self._open:
                 start(replica)
+
+
+def _if_of(lane: Lane, batch: Batch | None) -> Batch | None:
+    return batch if batch is not None and batch.lane is lane else None
 
 
 def _refusal(outcome: Exception, index: int) -> Exception:

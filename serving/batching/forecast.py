@@ -44,12 +44,13 @@ class Forecast:
         lanes: Mapping[Lane, LaneQueue],
         running: Sequence[Batch | None],
         prefetched: Sequence[Batch | None],
+        at_once: int,
         now: float,
     ) -> float:
         """Seconds from now until so much more of the lane would be done; 0 when no replica works.
 
-        `running` and `prefetched` have an entry for each working replica. The prediction assumes that nobody of a
-        higher lane comes meanwhile.
+        `running` and `prefetched` have an entry for each working replica, `at_once` of which compute beside each other
+        at full speed. The prediction assumes that nobody of a higher lane comes meanwhile.
         """
         if not running:
             return 0.0
@@ -70,9 +71,9 @@ class Forecast:
         share = share_left(
             [other for other in below if len(lanes[other])],
             patience_s=self._limits.patience_s,
-            batch_s=self.batch_s() / len(running),
+            batch_s=self.batch_s() / at_once,
         )
-        together_s = (ahead_s + own_s) / (len(running) * share)
+        together_s = (ahead_s + own_s) / (at_once * share)
         # However many replicas there are, one of them runs the request's last batch, after what it runs now.
         alone_s = min(self._remaining_s(batch, now) for batch in running) + min(own_s, self.batch_s())
         return max(together_s, alone_s)

@@ -169,6 +169,7 @@ def engine_environment(config: EngineConfig) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "VLLM_LOGGING_COLOR": "0",
+        "VLLM_DEBUG_LOG_API_SERVER_RESPONSE": "0",
     }
     if config.api_key is not None:
         environment["VLLM_API_KEY"] = config.api_key

@@ -35,6 +35,7 @@ from serving.generation.upstream import (
 )
 from serving.generation.waiting import Line, Pace, RetryBudget, Waiter
 from serving.protocols import EngineUnavailable, Lane, Overloaded, ServingError
+from serving.tracing import traceparent
 
 __all__ = [
     "EngineLost",
@@ -247,6 +248,10 @@ class Gateway:
         for engine in self._engines:
             engine.upstream.close()
 
+    def urls(self) -> frozenset[str]:
+        """Of all replicas in the pool."""
+        return frozenset(engine.url for engine in self._engines)
+
     def add(self, replica: Replica) -> None:
         """From now on it is one of the pool. Raises ValueError when its address is, or is not one."""
         if any(engine.url == base_url(replica.url) for engine in self._engines):
@@ -322,7 +327,7 @@ class Gateway:
             lane,
             salt,
             block_hashes(prefix, f"{model}\0{salt}") if prefix else [],
-            headers or {},
+            {**traceparent(), **(headers or {})},
             None if deadline_s is None else started + deadline_s,
         )
         outcome = Outcome.CANCELLED
@@ -350,6 +355,18 @@ class Gateway:
             if attempt is not None:
                 outcome = self._finish(attempt)
             self._metrics.ended(lane, outcome)
+
+    def must_have_room(self, model: str, *, tenant: str, lane: Lane, deadline_s: float | None) -> None:
+        """For who has work to do before `send`: raises Overloaded where that would at once, so that none is in vain."""
+        if model not in self._lines:
+            return
+        now = asyncio.get_running_loop().time()
+        deadline = None if deadline_s is None else now + deadline_s
+        try:
+            self._refuse_hopeless(_Request("", b"", model, tenant, lane, "", [], {}, deadline), now)
+        except Overloaded:
+            self._metrics.ended(lane, Outcome.OVERLOADED)
+            raise
 
     async def models(self) -> list[UpstreamModel]:
         """Those that ready engines serve. Empty when no engine is ready."""

@@ -40,6 +40,7 @@ def load_embedding_model(
         backend,
         threads=threads,
         replicas=replicas,
+        wants_express=True,
         choose_precision=choose_embedding_precision,
     )
     open_as = partial(open_model, SentenceTransformer, folder)

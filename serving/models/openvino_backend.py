@@ -12,10 +12,14 @@ by samples: 70 at .994. Such vectors would need an index of their own, so that n
 """
 
 import logging
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,6 +45,9 @@ ELEMENT_TYPES = {
     Precision.BFLOAT16: openvino.Type.bf16,
     Precision.FLOAT16: openvino.Type.f16,
 }
+
+BULK_NICENESS = 19
+"""Of the threads that compute for machines where a replica of its own computes for people."""
 
 LARGEST_DIFFERENCE = 0.05
 """Between a row of torch in float32 and one of OpenVINO, as a length: for unit rows a cosine of .99875.
@@ -79,9 +86,13 @@ def convert(
     precision: Precision,
     threads: int,
     replicas: int,
+    has_express: bool,
     finish: Callable[[Rows], Rows],
 ) -> tuple[list[OpenVinoNetwork], int]:
     """The module as networks, one for each replica, and about how many bytes they take.
+
+    With `has_express` there is one network more, at the end: its threads go before those of the others, which the
+    operating system lets compute with what it leaves of the cores.
 
     `module` holds float32 weights, which the networks go on using. It is traced with `example`; on `probe`, a
     batch of other sizes, both have to agree after `finish`, or a size was taken for fixed. One conversion at a
@@ -94,22 +105,42 @@ def convert(
                 _mask_with_finite_numbers(module)
                 tensors = tuple(map(torch.from_numpy, example.values()))
                 graph = openvino.convert_model(module, example_input=tensors)
-            compiled = openvino.Core().compile_model(
-                graph, "CPU", _settings(precision, threads=threads, replicas=replicas)
-            )
+            core = openvino.Core()
+            settings = _settings(precision, threads=threads, replicas=replicas)
+            compile_bulk = partial(core.compile_model, graph, "CPU", settings)
+            compiled = _in_nice_thread(compile_bulk) if has_express else compile_bulk()
             networks = [OpenVinoNetwork(compiled) for _ in range(replicas)]
-            rows = finish(networks[0].run(probe))
+            if has_express:
+                alone = _settings(precision, threads=threads, replicas=1)
+                networks.append(OpenVinoNetwork(core.compile_model(graph, "CPU", alone)))
+            rows = finish(networks[-1].run(probe))
         except Exception as error:
             # Whatever a library of compilers raises for a model that it does not know.
             raise NotConvertible(f"OpenVINO cannot convert it: {_first_line(error)}") from error
     if compiled.get_property("INFERENCE_PRECISION_HINT") != ELEMENT_TYPES[precision]:
         raise NotConvertible(f"OpenVINO cannot compute in {precision} on this CPU")
     _check_agreement(module, probe, rows, finish)
-    # The compiled model refers to the float32 weights and packs a copy in its own precision. Measured at 110
+    # A compiled model refers to the float32 weights and packs a copy in its own precision. Measured at 110
     # million parameters, batches of 1,024 tokens included: 740 MiB in bfloat16 where this tells 624, 890 in float32
     # where this tells 832.
     stored = bytes_of(module)
-    return networks, stored + stored // 4 * BYTES_OF_ELEMENT[precision]
+    return networks, stored + (1 + has_express) * stored // 4 * BYTES_OF_ELEMENT[precision]
+
+
+def _in_nice_thread(compile_model: Callable[[], openvino.CompiledModel]) -> openvino.CompiledModel:
+    """OpenVINO computes in threads that it starts when it compiles, and a thread is as nice as its parent.
+
+    The threads of Python that wait for them stay as they are: a nice one would hold the interpreter's lock for as long
+    as others have the cores.
+    """
+    with ThreadPoolExecutor(1, initializer=_be_nice) as pool:
+        return pool.submit(compile_model).result()
+
+
+def _be_nice() -> None:
+    # Only on Linux a thread has a niceness of its own.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
 
 
 def _mask_with_finite_numbers(module: RowsModule) -> None:

@@ -9,7 +9,7 @@ from sentence_transformers import CrossEncoder
 
 from serving.batching.model import Rows
 from serving.models.hardware import choose_reranking_precision
-from serving.models.loading import ModelLoadError, find_model_folder, open_model
+from serving.models.loading import ModelLoadError, find_model_folder, fingerprint_of, open_model
 from serving.models.starting import LoadedModel, choose_computing, start, take_reading
 from serving.protocols import Backend, Device, Precision, RerankingModel
 
@@ -57,7 +57,10 @@ def load_reranking_model(
         model, reading, computing, name=name, output="scores", finish=scores_of, reopen=open_as, folder=folder
     )
     card = RerankingModel(
-        name=name, max_tokens=reading.reader.max_tokens, tokenizer_json=reading.tokenizer_json
+        name=name,
+        fingerprint=fingerprint_of(folder),
+        max_tokens=reading.reader.max_tokens,
+        tokenizer_json=reading.tokenizer_json,
     )
     return LoadedModel.of(started, reading, computing, card=card, name=name, width=1, finish=scores_of)
 

@@ -46,6 +46,8 @@ class Computing:
     """0 on CUDA: one on each device."""
     threads: int
     """Of one replica, on the CPU."""
+    wants_express: bool
+    """A replica more, for people alone, where the backend can let it go first: OpenVINO."""
 
     @property
     def opening(self) -> tuple[str, Precision]:
@@ -62,6 +64,7 @@ def choose_computing(
     *,
     threads: int | None,
     replicas: int,
+    wants_express: bool = False,
     choose_precision: Callable[[Precision, Device], Precision],
 ) -> Computing:
     """Raises ModelLoadError for a device that is absent, or that the backend cannot use."""
@@ -75,7 +78,14 @@ def choose_computing(
         backend, threads = Backend.TORCH, 1
     else:
         replicas, threads = share_cores(usable_cores(), threads=threads, replicas=replicas)
-    return Computing(device=device, precision=precision, backend=backend, replicas=replicas, threads=threads)
+    return Computing(
+        device=device,
+        precision=precision,
+        backend=backend,
+        replicas=replicas,
+        threads=threads,
+        wants_express=wants_express,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +139,8 @@ class Started:
     networks: Sequence[Network]
     memory_bytes: int
     limits_hint: int | None = None
+    has_express: bool = False
+    """The last network is for people alone."""
 
 
 def start(
@@ -170,6 +182,7 @@ def start(
             precision=computing.precision,
             threads=computing.threads,
             replicas=computing.replicas,
+            has_express=computing.wants_express,
             finish=finish,
         )
     except NotConvertible as error:
@@ -177,7 +190,13 @@ def start(
             raise ModelLoadError(f"{name} cannot run with backend openvino: {error}") from error
         logger.warning("openvino_not_used", extra={"model": name, "reason": str(error)})
         return _start_torch(as_module(reopen("cpu", computing.precision)), computing)
-    return Started(backend=Backend.OPENVINO, device="cpu", networks=networks, memory_bytes=memory_bytes)
+    return Started(
+        backend=Backend.OPENVINO,
+        device="cpu",
+        networks=networks,
+        memory_bytes=memory_bytes,
+        has_express=computing.wants_express,
+    )
 
 
 def _start_torch(module: RowsModule, computing: Computing) -> Started:
@@ -260,6 +279,8 @@ class LoadedModel(Generic[CardT, InputT]):
     limits_hint: int | None
     """Tokens that a batch may have on this device; None on the CPU."""
     replicas: tuple[Replica[InputT], ...]
+    express: Replica[InputT] | None
+    """For people alone, beside the replicas."""
     networks: tuple[Network, ...]
 
     @classmethod
@@ -275,6 +296,11 @@ class LoadedModel(Generic[CardT, InputT]):
         finish: Callable[[Rows], Rows],
     ) -> "LoadedModel[CardT, InputT]":
         """`finish` makes of a network's rows what callers get: (texts, `width`)."""
+        replicas = [
+            Replica(network, reading.reader, reading.padding, width=width, finish=finish)
+            for network in started.networks
+        ]
+        express = replicas.pop() if started.has_express else None
         return cls(
             card=card,
             name=name,
@@ -284,10 +310,8 @@ class LoadedModel(Generic[CardT, InputT]):
             threads=computing.threads,
             memory_bytes=started.memory_bytes,
             limits_hint=started.limits_hint,
-            replicas=tuple(
-                Replica(network, reading.reader, reading.padding, width=width, finish=finish)
-                for network in started.networks
-            ),
+            replicas=tuple(replicas),
+            express=express,
             networks=tuple(started.networks),
         )
 

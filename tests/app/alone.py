@@ -2,10 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import httpx2
@@ -13,13 +14,12 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 
 from app.api import create_app
-from app.serve import prepare_data
-from app.services import Services, blobs_dir
+from app.running.serve import prepare_data
+from app.services import Services
 from app.settings import read_settings
 from ingest.parsed_files import ParsedFiles
 from ingest.pipeline import Pipeline
 from ingest.worker import Worker
-from retrieval.blobs import BlobStore
 from tests.fakes import FakeEmbedder
 from tests.ingest.stack import ParagraphParser
 
@@ -47,9 +47,17 @@ class Alone:
 
 
 @asynccontextmanager
-async def api_alone(folder: Path) -> AsyncIterator[Alone]:
-    """With its data in `folder`."""
-    settings = read_settings().with_options(storage={"data_dir": str(folder)})
+async def api_alone(
+    folder: Path,
+    *,
+    reserve_bytes: int = 0,
+    engine: Mapping[str, Any] = {},
+    sections: Mapping[str, Mapping[str, Any]] = {},
+    **encryption: Any,
+) -> AsyncIterator[Alone]:
+    """With its data in `folder`; `engine` and `encryption` are settings of those sections, `sections` of others."""
+    storage = {"data_dir": str(folder), "reserve_bytes": reserve_bytes}
+    settings = read_settings().with_options(storage=storage, engine=engine, encryption=encryption, **sections)
     key = prepare_data(settings).read_text().strip()
     app = create_app(settings)
     async with (
@@ -65,7 +73,7 @@ async def api_alone(folder: Path) -> AsyncIterator[Alone]:
         parser, embedder = ParagraphParser(), FakeEmbedder(max_tokens=64)
         parsed_files = ParsedFiles(
             services.database,
-            BlobStore(blobs_dir(settings)),
+            services.blobs,
             parser,
             services.sealer,
             ocr_languages="eng",
@@ -73,7 +81,7 @@ async def api_alone(folder: Path) -> AsyncIterator[Alone]:
         )
         pipeline = Pipeline(
             services.database,
-            BlobStore(blobs_dir(settings)),
+            services.blobs,
             parsed_files,
             lambda _: embedder,
             default_embedding="fake",

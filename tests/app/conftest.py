@@ -11,13 +11,12 @@ import pytest
 from fastapi import FastAPI
 
 from app.api import create_app
-from app.models_role import create_models_app
-from app.serve import prepare_data
-from app.services import Services, blobs_dir, ingestion
+from app.running.models_role import create_models_app
+from app.running.serve import prepare_data
+from app.services import Services, ingestion
 from app.settings import Settings, read_settings
 from ingest.sandbox import ParserPool
 from ingest.worker import Worker
-from retrieval.blobs import BlobStore
 from serving.client import ModelsClient
 from tests.fakes import ScriptedEngine
 from tests.serving.hosting import MINILM, NO_MINILM, served, until_ready
@@ -82,15 +81,28 @@ async def parsers() -> AsyncIterator[ParserPool]:
 
 @asynccontextmanager
 async def opened_api(
-    models_url: str, parsers: ParserPool, folder: Path, *, embedding: str
+    models_url: str,
+    parsers: ParserPool,
+    folder: Path,
+    *,
+    embedding: str,
+    database_url: str = "",
+    mcp_servers: str = "",
+    **of_engine: Any,
 ) -> AsyncIterator[Api]:
-    """The api role over that models server, with a database of its own in `folder`."""
+    """The api role over that models server, with a database of its own in `folder`; more settings of its engine."""
     async with AsyncExitStack() as stack:
         engine = await stack.enter_async_context(ScriptedEngine())
         settings = read_settings().with_options(
-            storage={"data_dir": str(folder / "data"), "max_upload_bytes": 200_000},
+            storage={
+                "data_dir": str(folder / "data"),
+                "database_url": database_url,
+                "max_upload_bytes": 200_000,
+                "reserve_bytes": 0,
+            },
             models={"url": models_url, "embedding": embedding},
-            engine={"url": engine.url},
+            engine={"url": engine.url, **of_engine},
+            tools={"mcp_servers": mcp_servers or None},
         )
         key = prepare_data(settings).read_text().strip()
         app = create_app(settings)
@@ -102,9 +114,10 @@ async def opened_api(
         )
         await stack.enter_async_context(http)
         services: Services = app.state.services
-        blobs = BlobStore(blobs_dir(settings))
-        pipeline = ingestion(settings, services.database, blobs, services.models, parsers)
-        worker = Worker(services.database, pipeline, concurrency=2, lease_s=15, isolated=parsers.isolated)
+        pipeline = ingestion(settings, services.storage, services.models, parsers)
+        worker = Worker(
+            services.storage.database, pipeline, concurrency=2, lease_s=15, isolated=parsers.isolated
+        )
         yield Api(http=http, settings=settings, services=services, engine=engine, worker=worker, app=app)
 
 

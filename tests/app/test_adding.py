@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 from sqlalchemy import select
 
-from app.adding import GROUP_FILES, Outcome, PathMissing, add_files, describe, files_under
-from app.remote import Remote, RemoteUnreachable
+from app.commands.adding import GROUP_FILES, Outcome, PathMissing, add_files, describe, files_under
+from app.commands.remote import Remote, RemoteUnreachable
 from app.routes import progress
 from ingest.elements import ParseFailed, ParseFailure
 from retrieval.tables import Document, DocumentStatus, File
@@ -126,6 +126,8 @@ async def test_interrupted_it_says_what_the_server_goes_on_with(desk: Desk, tmp_
 async def test_ctrl_c_at_the_terminal_ends_the_command_and_not_the_work(desk: Desk, tmp_path: Path) -> None:
     (tmp_path / "key").write_text(desk.key)
     command = [sys.executable, "-m", "app.cli", "add", str(letters(tmp_path, 3)), "--url", desk.url]
+    # In a shell's background the signal is ignored, by what the tests start as well.
+    heeded = signal.signal(signal.SIGINT, signal.default_int_handler)
     adding = await asyncio.create_subprocess_exec(
         *command, "--key-file", str(tmp_path / "key"), cwd=ROOT, stdout=asyncio.subprocess.PIPE
     )
@@ -137,6 +139,7 @@ async def test_ctrl_c_at_the_terminal_ends_the_command_and_not_the_work(desk: De
         adding.send_signal(signal.SIGINT)
         said, _ = await asyncio.wait_for(adding.communicate(), 20)
     finally:
+        signal.signal(signal.SIGINT, heeded)
         with suppress(ProcessLookupError):
             adding.kill()
     assert adding.returncode == 130
@@ -168,6 +171,20 @@ def test_folders_are_walked_for_what_is_read_and_nothing_hidden(tmp_path: Path) 
     assert found.left_out == 1
     with pytest.raises(PathMissing, match="absent"):
         files_under([tmp_path / "absent"])
+
+
+def test_what_fits_a_pattern_is_taken_and_nothing_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("b.txt", "inner/a.md", "inner/c.txt", ".git/config.txt", "inner/.secret.txt", "[1].txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("A letter.")
+    monkeypatch.chdir(tmp_path)
+    assert files_under([Path("**/*.txt")]).files == [Path("[1].txt"), Path("b.txt"), Path("inner/c.txt")]
+    assert files_under([tmp_path / "inn*"]).files == [tmp_path / "inner/a.md", tmp_path / "inner/c.txt"]
+    assert files_under([Path("[1].txt")]).files == [Path("[1].txt")]
+    with pytest.raises(PathMissing, match=r"\*\.pdf"):
+        files_under([Path("*.pdf")])
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,22 @@ import json
 from typing import Any
 
 import pytest
+from openai import AsyncOpenAI
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
+from app.answers.chat import Grounding
+from app.answers.citations import CitedAnswer
+from retrieval.stages import Stages
+from serving.protocols import Lane
 from tests.app.conftest import Api
 
 HARBOUR = (
     "The harbour master of Vellmouth is Ondine Marsh. Her office is on the second floor of the Customs House."
 )
+
+
+def key_of(api: Api) -> str:
+    return api.http.headers["Authorization"].removeprefix("Bearer ")
 
 
 def chunks_of(body: str) -> list[dict[str, Any]]:
@@ -75,10 +84,10 @@ async def test_a_model_name_says_where_to_search(api: Api, store_id: str, model:
     ChatCompletion.model_validate(reply)
 
 
-async def test_a_stream_is_cited_on_its_last_content_delta_and_keeps_its_usage(
+async def test_a_streams_sentences_are_cited_as_they_end_and_what_is_known_of_them_comes_last(
     api: Api, store_id: str
 ) -> None:
-    api.engine.answer = lambda _: "The harbour master is Ondine Marsh. Cats are nice."
+    api.engine.answer = lambda _: "The harbour master is Ondine Marsh. Cats are nice. Is it?"
     body = await api.chat(
         "Who is the harbour master?",
         stream=True,
@@ -92,12 +101,111 @@ async def test_a_stream_is_cited_on_its_last_content_delta_and_keeps_its_usage(
         ChatCompletionChunk.model_validate(chunk)
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
     text = "".join(delta.get("content") or "" for delta in deltas)
-    assert text == "The harbour master is Ondine Marsh. [1] Cats are nice."
-    with_content = [delta for delta in deltas if "content" in delta]
-    assert [bool(delta.get("annotations")) for delta in with_content] == [False] * (len(with_content) - 1) + [
-        True
-    ]
+    assert text == "The harbour master is Ondine Marsh. [1] Cats are nice. Is it?"
+    (place,) = [place for place, delta in enumerate(deltas) if delta.get("annotations")]
+    assert deltas[place]["content"].startswith(" [1]")
+    assert "".join(delta.get("content") or "" for delta in deltas[:place]).endswith("Marsh.")
+    *_, closing, last = deltas
+    assert last == {}
+    unsupported = [text[each["start_index"] : each["end_index"]] for each in closing["unsupported"]]
+    assert unsupported == ["Cats are nice."]
+    assert closing["support"] == {"sentences": 2, "cited": 1, "unsupported": 1, "unjudged": 0}
+    assert [chunk["grounded"] for chunk in chunks if "grounded" in chunk] == [True]
+    assert chunks[-1]["usage"]["completion_tokens"] > 0
     assert "vector_store_ids" not in api.engine.requests[0]
+
+
+async def test_openais_own_client_puts_a_streams_annotations_together(api: Api, store_id: str) -> None:
+    """Its helper merges lists of a delta by their `index`, so that a passage's number could not be one."""
+    api.engine.answer = lambda _: (
+        "The harbour master is Ondine Marsh. Her office is on the second floor. It is in the Customs House."
+    )
+    http: Any = api.http
+    client = AsyncOpenAI(
+        base_url="http://strongroom/v1", api_key=key_of(api), http_client=http, max_retries=0
+    )
+    question = "Who is the harbour master?"
+    asked: Any = {"model": f"rag/{store_id}", "messages": [{"role": "user", "content": question}]}
+    async with client.chat.completions.stream(**asked) as stream:
+        completion = await stream.get_final_completion()
+    message = completion.choices[0].message.model_dump()
+    whole = (await api.chat(question, model=f"rag/{store_id}")).json()["choices"][0]["message"]
+    for name in ("content", "unsupported", "support"):
+        assert message[name] == whole[name]
+    assert len(message["annotations"]) == 3
+    for one, other in zip(message["annotations"], whole["annotations"], strict=True):
+        assert one["url_citation"].pop("url").startswith(api.settings.public_url)
+        assert other["url_citation"].pop("url").startswith(api.settings.public_url)
+        assert one == other
+        place = one["url_citation"]
+        assert message["content"][place["start_index"] : place["end_index"]] == f"[{one['number']}]"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_says_that_the_documents_do_not_say_is_not_grounded(
+    api: Api, store_id: str, stream: bool
+) -> None:
+    for said in (
+        "The documents do not say.",
+        "The documents do not say who the harbour master of Vellmouth is. [1]",
+        "I could not find that in the provided passages.",
+        "Die Dokumente sagen dazu nichts.",
+    ):
+        api.engine.answer = lambda _, said=said: str(said)  # type: ignore[misc]
+        reply = await api.chat("Who is the harbour master?", model=f"rag/{store_id}", stream=stream)
+        if stream:
+            told = [chunk for chunk in chunks_of(reply.text) if "grounded" in chunk]
+            assert [each["grounded"] for each in told] == [False]
+            (message,) = (each["choices"][0]["delta"] for each in told)
+            assert '"annotations"' not in reply.text
+        else:
+            assert reply.json()["grounded"] is False
+            message = reply.json()["choices"][0]["message"]
+            assert message["annotations"] == []
+        assert message["unsupported"] == []
+        assert message["support"]["sentences"] == 0
+
+
+async def test_what_a_partly_answered_question_got_is_cited_and_the_rest_is_no_claim(
+    api: Api, store_id: str
+) -> None:
+    api.engine.answer = lambda _: (
+        "The harbour master is Ondine Marsh. The documents do not say when she was born."
+    )
+    reply = (await api.chat("Who is the harbour master?", model=f"rag/{store_id}")).json()
+    assert reply["grounded"] is True
+    assert reply["choices"][0]["message"]["content"].startswith("The harbour master is Ondine Marsh. [1] The")
+    assert reply["choices"][0]["message"]["unsupported"] == []
+
+
+async def test_what_a_stream_tells_beside_content_is_the_engines(api: Api, store_id: str) -> None:
+    body = {"messages": [{"role": "user", "content": "Who is the harbour master?"}], "stream": True}
+    chat = api.services.chat
+    request = await chat.prepare(
+        await api.services.keys.scope_of(key_of(api)),
+        body,
+        Grounding(collections=(store_id,)),
+        model="scripted",
+        lane=Lane.INTERACTIVE,
+        stages=Stages(),
+    )
+    checker = chat._checker(request)
+    answers: dict[int, CitedAnswer] = {}
+
+    async def ours(delta: dict[str, Any], finish_reason: str | None = None) -> list[dict[str, Any]]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
+        chunk = json.loads(json.dumps({"id": "c", "choices": [choice], "usage": None}))
+        return [each async for each in chat._cited(request, chunk, checker, answers)]
+
+    call = {"index": 0, "id": "1", "type": "function", "function": {"name": "ring", "arguments": "{"}}
+    for delta in (
+        {"role": "assistant", "content": None},
+        {"tool_calls": [call]},
+        {"reasoning_content": "Hm [1]"},
+    ):
+        assert [each["choices"][0]["delta"] for each in await ours(delta)] == [delta]
+    (only,) = await ours({}, "tool_calls")
+    assert (only["choices"][0]["delta"], only["choices"][0]["finish_reason"]) == ({}, "tool_calls")
 
 
 async def test_what_a_request_leaves_open_is_set_for_an_exact_answer_of_some_end(
@@ -213,9 +321,17 @@ async def test_a_reply_tells_the_time_of_its_stages_and_metrics_count_them(api: 
     plain = await api.chat("Who is the harbour master?", model="scripted")
     for reply in (whole, streamed):
         stages = [stage.partition(";")[0] for stage in reply.headers["server-timing"].split(", ")]
-        assert {"rewrite", "embed", "keywords", "vectors", "load", "passages", "prompt", "generate"} == set(
-            stages
-        )
+        assert {
+            "rewrite",
+            "embed",
+            "keywords",
+            "vectors",
+            "load",
+            "weigh",
+            "passages",
+            "prompt",
+            "generate",
+        } == set(stages)
     assert plain.headers["server-timing"].startswith("generate;dur=")
     told = (await api.http.get("/metrics")).text
     assert 'strongroom_stage_seconds_count{stage="generate"} 3.0' in told

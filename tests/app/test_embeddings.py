@@ -60,7 +60,10 @@ def rank(**changed: Any) -> dict[str, Any]:
         (EMBEDDINGS, embed(input={"text": "a"}), "input", "valid list"),
         (EMBEDDINGS, embed(input=["half a pair: \ud800"]), "input.0", "unicode"),
         (EMBEDDINGS, embed(input=[101, 2054, 102]), "input", "check_embedding_ctx_length=False"),
-        (EMBEDDINGS, embed(input=[[101, 102], [101]]), "input", "send text"),
+        (EMBEDDINGS, embed(input=[[101, 102], [101]]), "input", "Send text"),
+        (EMBEDDINGS, embed(input=["a", [101, "b"]]), "input.1", "list of token ids"),
+        (EMBEDDINGS, embed(input=[[-1]]), "input.0", "list of token ids"),
+        (EMBEDDINGS, embed(input=[[]]), "input.0", "list of token ids"),
         (EMBEDDINGS, embed(input=["a"] * (MOST_TEXTS + 1)), "input", f"at most {MOST_TEXTS} items"),
         (EMBEDDINGS, embed(input="a b c d e f g h i j k l m"), "input", r"input[0] has 13 tokens.*12"),
         (EMBEDDINGS, embed(input=["a", "b " * 99]), "input", r"input[1] has 99 tokens.*12.*truncate"),
@@ -117,6 +120,22 @@ async def test_an_unknown_alias_is_told_with_those_that_can_do_this(
     assert error["code"] == "model_not_found"
     available = ("large", "small") if path == EMBEDDINGS else ("judge", "fast-judge")
     assert f"Available: {', '.join(available)}." in error["message"]
+
+
+async def test_coheres_shape_ranks_the_same(http: httpx.AsyncClient, fakes: FakeModels) -> None:
+    documents = ["Whales feed.", "the key " * 20, "the hall"]
+    reply = (await http.post("/v2/rerank", json=rank(documents=documents, top_n=2))).json()
+    assert [each["index"] for each in reply["results"]] == [1, 2]
+    assert set(reply["results"][0]) == {"index", "relevance_score"}
+    assert reply["id"]
+    assert reply["meta"] == {
+        "api_version": {"version": "2"},
+        "tokens": {"input_tokens": 5 + 10 + 4, "output_tokens": 0},
+    }
+    await http.post("/v2/rerank", json=rank(documents=documents, max_tokens_per_doc=2))
+    assert fakes.rerankers["judge"].calls[-1][2] == ["Whales feed", "the key", "the hall"]
+    wrong = await http.post("/v2/rerank", json=rank(max_tokens_per_doc=0))
+    assert (wrong.status_code, wrong.json()["error"]["param"]) == (400, "max_tokens_per_doc")
 
 
 async def test_any_configured_model_embeds_by_its_alias(

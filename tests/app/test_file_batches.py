@@ -168,7 +168,10 @@ STATIC: dict[str, Any] = {"max_chunk_size_tokens": 50, "chunk_overlap_tokens": 0
         ({"files": [{"attributes": {}}]}, "files.0.file_id"),
         ({"files": [{"file_id": "file-a", "password": "x"}]}, "files.0.password"),
         ({"file_ids": ["file-a"], "attributes": {"k": "v" * 513}}, "attributes.k"),
-        ({"file_ids": ["a"], "chunking_strategy": {"type": "static", "static": STATIC}}, "chunking_strategy"),
+        (
+            {"file_ids": ["file-a"], "chunking_strategy": {"type": "static", "static": STATIC}},
+            "chunking_strategy",
+        ),
         ({"file_ids": ["file-a"], "colour": "red"}, "colour"),
     ],
 )

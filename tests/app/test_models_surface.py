@@ -1,5 +1,6 @@
 """Embeddings, rerank and models in OpenAI's and Cohere's shapes."""
 
+import asyncio
 import base64
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -8,13 +9,15 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from app.api import create_app
-from app.models_role import create_models_app
-from app.serve import prepare_data
+from app.running.models_role import create_models_app
+from app.running.serve import prepare_data
 from app.settings import read_settings
 from serving.client import ModelsClient
 from tests.app.conftest import Api
+from tests.fakes import ScriptedEngine
 from tests.serving.hosting import MINILM, NO_RERANKER, RERANKER, served, until_ready
 
 MODEL = MINILM.name
@@ -31,6 +34,63 @@ async def test_embeddings_are_unit_vectors_in_either_encoding_with_exact_usage(a
     np.testing.assert_allclose(vectors, np.stack(decoded), atol=2e-2)
     assert as_floats["usage"] == {"prompt_tokens": 18, "total_tokens": 18}
     assert [each["index"] for each in as_floats["data"]] == [0, 1]
+
+
+async def test_token_ids_of_the_models_own_tokenizer_are_read_and_others_found_out(api: Api) -> None:
+    tokenizer = Tokenizer.from_file(str(MINILM / "tokenizer.json"))
+    tokenizer.no_padding()
+    texts = ["The key hangs in the hall.", "A heron!"]
+    bare, whole = (
+        [tokenizer.encode(text, add_special_tokens=special).ids for text in texts]
+        for special in (False, True)
+    )
+
+    async def embedded(sent: object) -> httpx.Response:
+        return await api.http.post("/v1/embeddings", json={"model": MODEL, "input": sent})
+
+    wanted = (await embedded(texts)).json()
+    for ids in (bare, whole):
+        assert (await embedded(ids)).json() == wanted
+    assert (await embedded(bare[0])).json()["data"][0] == wanted["data"][0]
+    # "The key hangs in the hall." to OpenAI's cl100k_base, and an id that no tokenizer of this size has.
+    for foreign in ([791, 1401, 57421, 304, 279, 11474, 13], [999_999]):
+        reply = await embedded([foreign])
+        assert reply.status_code == 400
+        assert "check_embedding_ctx_length=False" in reply.json()["error"]["message"]
+    # Ids that the model's vocabulary holds, but no text becomes.
+    assert (await embedded([[304, 279, 311]])).status_code == 400
+
+
+async def test_a_model_tells_what_it_can_do_and_how_much_it_reads(api: Api) -> None:
+    store_id = await api.store("notes")
+    told = {each["id"]: each for each in (await api.http.get("/v1/models")).json()["data"]}
+    assert told["rag/notes"]["vector_store"] == {"id": store_id, "name": "notes"}
+    assert "file_search" in told["rag"]["capabilities"]
+    assert (told["scripted"]["context_length"], told["rag"]["context_length"]) == (4096, 4096)
+    assert told["scripted"]["capabilities"] == ["chat.completions", "responses", "completions"]
+    assert told[MODEL]["capabilities"] == ["embeddings"]
+    assert (told[MODEL]["context_length"], told[MODEL]["dimensions"]) == (256, 384)
+    by_id = (await api.http.get(f"/v1/models/rag/{store_id}")).json()
+    assert (by_id["id"], by_id["vector_store"]["name"]) == (f"rag/{store_id}", "notes")
+    for name in ("rag/none", "none"):
+        assert (await api.http.get(f"/v1/models/{name}")).status_code == 404
+        assert (await api.http.delete(f"/v1/models/{name}")).status_code == 404
+    refused = await api.http.delete("/v1/models/scripted")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "model_not_deletable")
+    assert (await api.http.delete("/v1/models/rag/notes")).status_code == 403
+
+
+async def test_a_model_whose_engine_an_admin_added_can_be_deleted(api: Api) -> None:
+    async with ScriptedEngine(models=("lent",)) as engine:
+        await api.http.post("/v1/engines", json={"url": engine.url})
+        for _ in range(200):
+            if (await api.http.get("/v1/models/lent")).status_code == 200:
+                break
+            await asyncio.sleep(0.02)
+        deleted = await api.http.delete("/v1/models/lent")
+        assert deleted.json() == {"id": "lent", "object": "model", "deleted": True}
+        assert (await api.http.get("/v1/models/lent")).status_code == 404
+        assert engine.url not in (await api.http.get("/v1/engines")).text
 
 
 async def test_models_lists_what_can_be_named(api: Api) -> None:

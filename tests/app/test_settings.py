@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from app.settings import ModelSource, Settings, SettingsInvalid, example_environment, read_settings
 
@@ -47,6 +48,27 @@ def test_a_child_process_reads_the_same_settings(tmp_path: Path, monkeypatch: py
         monkeypatch.setenv(name, value)
     assert read_settings(tmp_path) == settings
     assert settings.engine_urls == ["http://a", "http://b"]
+
+
+def test_a_value_may_stand_in_a_file_as_secrets_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    (tmp_path / "password").write_text("with/signs@and:more\n")
+    monkeypatch.setenv("STRONGROOM_MODELS__TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("STRONGROOM_STORAGE__DATABASE_URL", "postgresql://ada@host:5432/strongroom")
+    monkeypatch.setenv("STRONGROOM_STORAGE__DATABASE_PASSWORD_FILE", str(tmp_path / "password"))
+    settings = read_settings(tmp_path)
+    assert settings.models.token == "s3cret"
+    url = make_url(settings.database_url)
+    assert (url.username, url.password, url.host) == ("ada", "with/signs@and:more", "host")
+    monkeypatch.setenv("STRONGROOM_ENGINE__TOKEN_FILE", str(tmp_path / "missing"))
+    with pytest.raises(SettingsInvalid, match="STRONGROOM_ENGINE__TOKEN_FILE"):
+        read_settings(tmp_path)
+
+
+def test_the_key_of_readmes_clients_is_no_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_settings(tmp_path)
+    monkeypatch.setenv("STRONGROOM_KEY", "sk-1")
+    assert read_settings(tmp_path) == before
 
 
 def test_an_option_that_was_not_given_leaves_a_setting_alone() -> None:
@@ -117,3 +139,21 @@ def test_a_child_process_reads_the_same_models(tmp_path: Path, monkeypatch: pyte
     for name, value in settings.to_environment().items():
         monkeypatch.setenv(name, value)
     assert read_settings(tmp_path).models == settings.models
+
+
+@pytest.mark.parametrize("token", ["", "secret", "changeme", "passpasspasspass"])
+def test_a_models_server_that_others_can_reach_needs_a_random_token(token: str) -> None:
+    with pytest.raises(SettingsInvalid, match=r"models\.token must be a random secret"):
+        Settings().with_options(models={"host": "0.0.0.0", "token": token})
+    assert Settings().with_options(models={"host": "127.0.0.1", "token": token})
+    assert Settings().with_options(models={"host": "10.0.0.1", "token": "0123456789abcdef" * 4})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--trust-remote-code", "--seed 1 --trust_remote_code=true", "--load-format pt", "--load_format=npcache"],
+)
+def test_an_engine_that_would_run_a_model_s_own_code_is_refused(arguments: str) -> None:
+    with pytest.raises(SettingsInvalid, match=r"engine\.extra_args.*would run code"):
+        Settings().with_options(engine={"extra_args": arguments})
+    assert Settings().with_options(engine={"extra_args": "--load-format safetensors --seed 1"})

@@ -11,13 +11,12 @@ import pytest
 from sqlalchemy import select
 from typer.testing import CliRunner, Result
 
-from app.auth import server_secret
+from app.access.auth import server_secret
+from app.access.owner import OWNER_HEADER, owner_proof
 from app.cli import cli
-from app.owner import OWNER_HEADER, owner_proof
-from app.services import blobs_dir, keys_dir
+from app.storage.opening import keys_dir
 from ingest.leadership import Election
 from ingest.schedules import Schedules
-from retrieval.blobs import BlobStore
 from retrieval.tables import Role, Source
 from tests.app.conftest import Api
 from tests.serving.hosting import served
@@ -36,7 +35,7 @@ class Sources:
         self.election = Election(api.services.database, "schedules")
         self.schedules = Schedules(
             api.services.database,
-            BlobStore(blobs_dir(api.settings)),
+            api.services.blobs,
             api.services.sealer,
             cache=api.settings.storage.data_dir / "sources",
             election=self.election,
@@ -115,7 +114,7 @@ async def test_a_proof_is_good_for_what_it_was_made_for_only(sources: Sources) -
     secret = server_secret(keys_dir(sources.api.settings))
     body = {"url": "file:///etc", "collection": "letters"}
     for proof in (owner_proof(secret, b"other"), owner_proof(bytes(32), orjson.dumps(body)), "", "é"):
-        headers = [(OWNER_HEADER.encode(), proof.encode())]
+        headers = [(OWNER_HEADER.encode(), proof.encode()), (b"Content-Type", b"application/json")]
         reply = await sources.api.http.post("/v1/sources", content=orjson.dumps(body), headers=headers)
         assert reply.status_code == 400
 
@@ -133,6 +132,42 @@ async def test_credentials_never_come_back_and_are_not_stored_in_clear(sources: 
     assert (shown.json()["url"], shown.json()["has_options"]) == ("https://files.example.org/x/", True)
     with sources.api.services.database.read() as session:
         assert b"hunter22" not in (session.scalar(select(Source.options)) or b"hunter22")
+
+
+async def test_other_credentials_take_the_place_of_those_before_for_the_same_place_only(
+    sources: Sources,
+) -> None:
+    url = "https://files.example.org/x/"
+    added = await sources.add(url=url, options={"username": "anna", "password": "hunter22"})
+    source_id = added.json()["id"]
+
+    async def set_options(*, by_owner: bool = True, **body: Any) -> httpx.Response:
+        content = orjson.dumps(body)
+        headers = {"Content-Type": "application/json"}
+        if by_owner:
+            headers[OWNER_HEADER] = owner_proof(server_secret(keys_dir(sources.api.settings)), content)
+        return await sources.api.http.post(
+            f"/v1/sources/{source_id}/options", content=content, headers=headers
+        )
+
+    with sources.api.services.database.read() as session:
+        before = session.scalar(select(Source.options))
+    right = {"username": "anna", "password": "hunter23"}
+    for body, param in (
+        ({"url": "https://other.example.org/", "options": right}, "url"),
+        ({"url": url, "options": {"key": "x"}}, "options"),
+        ({"url": url, "options": right, "by_owner": False}, "url"),
+    ):
+        refused = await set_options(**body)
+        assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+    told = await set_options(url=url, options=right)
+    assert (told.status_code, told.json()["has_options"]) == (200, True)
+    assert "hunter23" not in told.text
+    with sources.api.services.database.read() as session:
+        source = session.scalars(select(Source)).one()
+    assert source.options is not None
+    assert source.options != before
+    assert orjson.loads(sources.api.services.sealer.open(source.options, owner=source_id)) == right
 
 
 @pytest.mark.parametrize(
@@ -195,7 +230,7 @@ async def test_a_removed_source_takes_its_files_along_unless_they_are_kept(
     assert (await sources.api.http.get(f"/v1/sources/{source_id}")).status_code == 404
     files = (await sources.api.http.get("/v1/files")).json()["data"]
     assert [file["filename"] for file in files] == (["a.txt"] if keep_files else [])
-    blobs = list(BlobStore(blobs_dir(sources.api.settings)).ids())
+    blobs = list(sources.api.services.blobs.ids())
     assert len(blobs) == len(files)
 
 
@@ -224,6 +259,9 @@ async def test_the_commands_add_sweep_show_and_remove(sources: Sources) -> None:
         assert "every 1h" in await run("show", source_id)
         await run("pause", source_id)
         assert "paused" in await run("list")
+        nothing = sources.folder.parent / "options.json"
+        nothing.write_text("{}")
+        assert "new options" in await run("options", source_id, "--options", str(nothing))
         await run("resume", source_id)
         assert "removed" in await run("remove", source_id, "--keep-files")
         assert source_id not in await run("list")

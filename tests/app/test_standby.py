@@ -9,7 +9,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from app.standby import standing_by
+from app.upkeep.standby import standing_by
 from retrieval.database import Database
 from retrieval.scope import Scope
 from retrieval.views import IndexViews

@@ -8,10 +8,9 @@ from typing import Any
 import httpx
 import pytest
 
-from app.services import keys_dir
-from ingest.sealing import Sealer
 from retrieval.tables import File
 from tests.app.alone import Alone, api_alone
+from tests.app.test_deleting import pages_of
 
 PASSWORD = "correct horse battery staple"
 
@@ -43,11 +42,11 @@ async def test_a_password_is_sealed_for_its_file_and_never_shown(
     assert PASSWORD not in told
     sealed = desk.row(file_id).password
     assert sealed is not None
-    secret = bytes.fromhex((keys_dir(desk.services.settings) / "server.secret").read_text().strip())
-    assert Sealer(secret).open(sealed, owner=file_id) == PASSWORD
+    assert desk.services.sealer.open(sealed, owner=file_id) == PASSWORD
     kept = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) > 3
     assert not any(PASSWORD.encode() in path.read_bytes() for path in kept)
+    assert PASSWORD.encode() not in pages_of(tmp_path)
 
 
 async def test_a_file_without_a_password_or_with_an_empty_one_has_none(desk: Desk) -> None:

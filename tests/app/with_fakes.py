@@ -1,19 +1,24 @@
 """Routes over models that are fakes: for what must be refused before a model is touched, and for several models."""
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 from fastapi import FastAPI
 
-from app.activity import Activity
+from app.access.audit import AuditTrail
 from app.errors import install_errors
 from app.metrics import ApiMetrics
 from app.routes import documents, embeddings, file_batches, generations, models, progress, vector_stores
-from app.routes.caller import recheck_of, scope_of, writing_scope_of
+from app.routes.caller import ADMINISTERING, READING, WRITING, recheck_of
 from app.settings import Settings, read_settings
+from app.upkeep.activity import Activity
+from retrieval.audit import AuditKey
 from retrieval.database import Database
+from retrieval.evidence import SHIPPED, Calibration
 from retrieval.scope import Scope
 from retrieval.search import Searcher
 from retrieval.views import IndexViews
@@ -60,8 +65,10 @@ class FakeServices:
     views: IndexViews
     searcher: Searcher
     activity: Activity
+    audit: AuditTrail
     metrics: ApiMetrics = field(default_factory=ApiMetrics)
     gateway: NoEngines = field(default_factory=NoEngines)
+    calibration: Calibration = SHIPPED
 
 
 def services_with(database: Database, fakes: FakeModels) -> FakeServices:
@@ -70,10 +77,13 @@ def services_with(database: Database, fakes: FakeModels) -> FakeServices:
         database,
         views,
         fakes.embedder,
-        reranker=None,
+        reranker=next(iter(fakes.rerankers.values()), None),
         default_embedding=settings.models.default_embedding,
     )
-    return FakeServices(settings, fakes, database, views, searcher, Activity(database))
+    trail = AuditTrail(
+        database, AuditKey(b"s" * 32, b"w" * 32), checkpoints=Path("unused"), checkpoint_every_s=math.inf
+    )
+    return FakeServices(settings, fakes, database, views, searcher, Activity(database), trail)
 
 
 def app_of(services: FakeServices, scope: Scope) -> FastAPI:
@@ -87,7 +97,8 @@ def app_of(services: FakeServices, scope: Scope) -> FastAPI:
         return scope
 
     app.state.services = services
-    app.dependency_overrides[scope_of] = app.dependency_overrides[writing_scope_of] = lambda: scope
+    for key in (READING, WRITING, ADMINISTERING):
+        app.dependency_overrides[key] = lambda: scope
     app.dependency_overrides[recheck_of] = lambda: still
     return app
 

@@ -15,21 +15,32 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.bench import (
+    citations,
+    cited_relay,
+    console,
     first_token,
+    index_scale,
     ingestion,
     ingestion_scale,
+    injections,
     machine,
     parsing,
     prefix_routing,
     prefix_trace,
     prompt_layout,
     quality,
+    questions,
+    refusal,
     report,
+    scaling,
+    scrape,
     search_latency,
     searchable,
     serving_embedding,
     serving_gateway,
+    start,
     sweep,
+    tracing,
 )
 from tests.bench.clients import Api
 from tests.bench.figures import Figure, failed
@@ -46,48 +57,56 @@ Measure = Callable[[Run], list[Figure]]
 COMPARISONS: dict[str, tuple[str, Compare]] = {
     "serving_embedding": (serving_embedding.SAYS, serving_embedding.compare),
     "serving_gateway": (serving_gateway.SAYS, serving_gateway.compare),
+    "cited_relay": (cited_relay.SAYS, cited_relay.compare),
     "prefix_routing": (prefix_routing.SAYS, lambda *_: prefix_routing.measure()),
     "ingestion": (ingestion.SAYS, ingestion.compare),
     "ingestion_scale": (ingestion_scale.SAYS, ingestion_scale.compare),
     "parsing": (parsing.SAYS, parsing.compare),
+    "index_scale": (index_scale.SAYS, index_scale.compare),
+    "quality": (quality.SAYS, quality.compare),
+    "refusal": (refusal.SAYS, refusal.compare),
     "sweep": (sweep.SAYS, sweep.compare),
+    "citations": (citations.SAYS, citations.compare),
+    "console": (console.SAYS, console.compare),
+    "scaling": (scaling.SAYS, scaling.compare),
+    "scrape": (scrape.SAYS, scrape.compare),
+    "start": (start.SAYS, start.compare),
+    "tracing": (tracing.SAYS, tracing.compare),
 }
 """Start what they need by themselves; a stack beside them would take its share of the cores."""
 
 MEASURES: dict[str, tuple[str, Measure]] = {
     "first_token": (first_token.SAYS, first_token.measure),
     "prompt_layout": (prompt_layout.SAYS, prompt_layout.measure),
+    "questions": (questions.SAYS, questions.measure),
+    "injections": (injections.SAYS, injections.measure),
     "prefix_trace": (prefix_trace.SAYS, prefix_trace.measure),
     "searchable": (searchable.SAYS, searchable.measure),
     "search_latency": (search_latency.SAYS, search_latency.measure),
-    **{
-        each.name: (each.says, partial(quality.measure, collection=each))
-        for each in (quality.SCIFACT, quality.SQUAD, quality.CRANFIELD)
-    },
 }
 
 
 def main() -> int:
     options = _options()
-    console = Console()
+    terminal = Console()
     _end_on_signals()
     described = machine.describe()
     sizes = QUICK if options.quick else FULL
     figures: list[Figure] = []
-    with _progress(console) as progress:
+    with _progress(terminal) as progress:
         for name in [name for name in COMPARISONS if name in options.only]:
             says, compare = COMPARISONS[name]
             figures += _measured(name, says, partial(compare, options.quick, progress), progress)
         if chosen := [name for name in MEASURES if name in options.only]:
-            console.print("Starting a stack with its engine (about a minute)", highlight=False)
+            terminal.print("Starting a stack with its engine (about a minute)", highlight=False)
             with _running_stack() as stack, stack.http() as client:
                 run = Run(stack, Api(client), sizes, progress)
                 for name in chosen:
                     says, measure = MEASURES[name]
                     figures += _measured(name, says, partial(measure, run), progress)
-    report.show(console, described, figures)
+    report.show(terminal, described, figures)
     for path in report.write(OUTPUT, described, figures):
-        console.print(f"wrote {path.relative_to(ROOT)}", highlight=False)
+        terminal.print(f"wrote {path.relative_to(ROOT)}", highlight=False)
     return 1 if any(figure.is_ok is False for figure in figures) else 0
 
 

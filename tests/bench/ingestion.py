@@ -19,7 +19,7 @@ from rich.progress import Progress
 from tests.bench.clients import Api, in_parallel
 from tests.bench.corpora import SHARED, read_beir
 from tests.bench.figures import Bound, Figure, MeasureFailed, Samples, skipped
-from tests.bench.ingestion_stack import CLIENTS, LONGEST_S, Ingested, IngestionStack, add_one, text_files
+from tests.bench.ingestion_stack import CLIENTS, LONGEST_S, Ingested, IngestionStack, text_files
 from tests.bench.peers import load
 from tests.bench.peers.embedding_servers import MODEL
 from tests.bench.peers.install import PeerAbsent
@@ -120,12 +120,11 @@ class _Comparison:
         try:
             with ogx(folder, api=url, key=key, model=MODEL, dimensions=DIMENSIONS) as api:
                 store_id = api.create_store("bench")
-                add_one(api, store_id, "warm-up.txt", b"It starts.")
+                api.add(store_id, [("warm-up.txt", b"It starts.")])
                 by_batch = _batch_s(api, store_id, files[: sizes.ogx_by_batch])
                 chosen = files[-sizes.ogx_in_parallel :]
                 started = time.monotonic()
-                for _ in in_parallel(lambda each: add_one(api, store_id, *each), chosen, clients=CLIENTS):
-                    pass
+                api.add(store_id, chosen, clients=CLIENTS)
                 in_parallel_s = time.monotonic() - started
         except (PeerAbsent, MeasureFailed) as error:
             return {"OGX: not measured": str(error)}

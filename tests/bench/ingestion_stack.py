@@ -8,15 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
-import httpx
 import psutil
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from retrieval.database import open_database
 from retrieval.places import under_headings
 from retrieval.tables import Chunk, Job, ParsedPart
-from tests.bench.clients import Api, in_parallel
+from tests.bench.clients import Api
 from tests.bench.figures import Bound, Figure, MeasureFailed
 from tests.bench.raw_rate import raw_texts_a_second
 from tests.stack import Stack, eventually
@@ -101,8 +99,7 @@ class IngestionStack:
 
     def add(self, store_id: str, files: Mapping[str, bytes]) -> None:
         """Uploads and attaches each."""
-        for _ in in_parallel(lambda each: add_one(self.api, store_id, *each), files.items(), clients=CLIENTS):
-            pass
+        self.api.add(store_id, files.items(), clients=CLIENTS)
 
     def wait_until_quiet(self) -> None:
         """Until no job is left. Looks into the database, since questions to the API would take its time."""
@@ -139,19 +136,8 @@ class IngestionStack:
 
     @contextmanager
     def _reading(self) -> Iterator[Session]:
-        database = open_database(f"sqlite:///{self.stack.folder / 'strongroom.db'}")
-        try:
-            with database.read() as session:
-                yield session
-        finally:
-            database.close()
-
-
-def add_one(api: Api, store_id: str, name: str, content: bytes) -> None:
-    try:
-        api.attach(store_id, api.upload(name, content))
-    except httpx.HTTPError as error:
-        raise MeasureFailed(f"{name} was not taken: {error}") from error
+        with self.stack.database() as database, database.read() as session:
+            yield session
 
 
 def text_files(texts: Mapping[str, str]) -> dict[str, bytes]:

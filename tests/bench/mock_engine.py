@@ -2,13 +2,16 @@
 
 It answers /v1/chat/completions in OpenAI's form, of which it reads three fields. Not streamed: after 22 ms, or after
 `seed` ms where that is given. Streamed: `max_tokens` events, `seed` ms apart, else as fast as they can be
-written. /departures tells when clients closed a connection whose reply had not ended, in `time.monotonic` s.
+written; a word each, those of `--says` in turn where that is given. /departures tells when clients closed a connection
+whose reply had not ended, in `time.monotonic` s.
 """
 
 import argparse
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
+from itertools import cycle, islice
 from typing import Any
 
 import orjson
@@ -31,7 +34,13 @@ ANSWER = _completion(
     "chat.completion",
     {"message": {"role": "assistant", "content": "A fine answer."}, "finish_reason": "stop"},
 )
-EVENT = b"data: %s\n\n" % _completion("chat.completion.chunk", {"delta": {"content": " word"}})
+
+
+def _event(content: str) -> bytes:
+    return b"data: %s\n\n" % _completion("chat.completion.chunk", {"delta": {"content": content}})
+
+
+WORD = " word"
 LAST_EVENTS = b"data: %s\n\ndata: [DONE]\n\n" % _completion(
     "chat.completion.chunk", {"delta": {}, "finish_reason": "stop"}
 )
@@ -46,7 +55,8 @@ MODELS = orjson.dumps(
 class MockEngine:
     """The ASGI application."""
 
-    def __init__(self) -> None:
+    def __init__(self, says: str = WORD) -> None:
+        self._events = [_event(word) for word in re.findall(r"\s*\S+", says)]
         self._running = 0
         self._departures: list[float] = []
 
@@ -85,8 +95,8 @@ class MockEngine:
 
     async def _stream(self, asked: dict[str, Any], departure: asyncio.Future[Any], send: Send) -> None:
         await _start(send, b"text/event-stream")
-        for _ in range(asked.get("max_tokens") or EVENTS):
-            await send({"type": "http.response.body", "body": EVENT, "more_body": True})
+        for event in islice(cycle(self._events), asked.get("max_tokens") or EVENTS):
+            await send({"type": "http.response.body", "body": event, "more_body": True})
             if await _is_done_within(departure, ms=asked.get("seed") or 0):
                 self._departures.append(time.monotonic())
                 return
@@ -143,11 +153,12 @@ async def _live(receive: Receive, send: Send) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    port = parser.parse_args().port
+    parser.add_argument("--says", default=WORD)
+    options = parser.parse_args()
     # uvicorn's own 5 s would close connections that gateways keep for longer, as no engine behind a proxy does.
     uvicorn.run(
-        MockEngine(),
-        port=port,
+        MockEngine(options.says),
+        port=options.port,
         loop="uvloop",
         http="httptools",
         access_log=False,

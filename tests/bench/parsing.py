@@ -18,7 +18,7 @@ from ingest.elements import Attachment
 from ingest.sandbox import ParserPool
 from tests.bench.corpora import SHARED
 from tests.bench.figures import Bound, Figure, MeasureFailed, Samples, skipped
-from tests.bench.ingestion_stack import IngestionStack, add_one
+from tests.bench.ingestion_stack import IngestionStack
 from tests.bench.peers.embedding_servers import MODEL
 from tests.bench.peers.install import PeerAbsent
 from tests.bench.peers.ogx import ogx
@@ -124,10 +124,10 @@ def _ogx(folder: Path, ours: IngestionStack, reports: list[Path], pages: int) ->
     try:
         with ogx(folder, api=stack.url, key=stack.key, model=MODEL, dimensions=DIMENSIONS) as api:
             store_id = api.create_store("bench")
-            add_one(api, store_id, "warm-up.txt", b"It starts.")
+            api.add(store_id, [("warm-up.txt", b"It starts.")])
             started = time.monotonic()
             for path in reports:
-                add_one(api, store_id, path.name, path.read_bytes())
+                api.add(store_id, [(path.name, path.read_bytes())])
             seconds = time.monotonic() - started
             if (counts := api.counts(store_id))["completed"] != len(reports) + 1:
                 raise MeasureFailed(f"Of {len(reports)} reports and a text: {counts}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import httpx
 import orjson
 
-from app.prompt import passage_text, with_passages
+from app.answers.prompt import passage_text, with_passages
 from retrieval.passages import Passage
 from serving.generation.passage_order import PassageOrder
 from tests.bench.clients import Wire, wait_ingested

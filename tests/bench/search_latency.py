@@ -6,7 +6,6 @@ import orjson
 from sqlalchemy import func, select
 
 from app.settings import Settings
-from retrieval.database import open_database
 from retrieval.tables import Chunk
 from tests.bench.clients import Wire, wait_ingested
 from tests.bench.corpora import SHARED, paragraphs, prose, read_beir
@@ -104,13 +103,9 @@ def _ingest(run: Run, store_id: str, texts: list[str]) -> float:
 
 
 def _chunk_count(stack: Stack, store_id: str) -> int:
-    database = open_database(f"sqlite:///{stack.folder / 'strongroom.db'}")
-    try:
-        with database.read() as session:
-            count = select(func.count()).select_from(Chunk).where(Chunk.collection_id == store_id)
-            return session.scalar(count) or 0
-    finally:
-        database.close()
+    with stack.database() as database, database.read() as session:
+        count = select(func.count()).select_from(Chunk).where(Chunk.collection_id == store_id)
+        return session.scalar(count) or 0
 
 
 def _timed(wire: Wire, path: str, body: dict[str, str]) -> float:

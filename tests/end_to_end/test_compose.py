@@ -1,6 +1,8 @@
 """docker-compose.yml holds what it promises, and its services work together, started by its own commands."""
 
 import re
+import stat
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,19 +37,24 @@ pytestmark = pytest.mark.slow
 
 FILE = ROOT / "docker-compose.yml"
 SECRETS = {
-    "POSTGRES_PASSWORD": "postgres/secret@with:signs",
-    "STRONGROOM_MODELS__TOKEN": "models-secret",
-    "STRONGROOM_ENGINE__TOKEN": "engine-secret",
+    "postgres_password": "postgres/secret@with:signs",
+    "models_token": "models-secret-0123456789",
+    "engine_token": "engine-secret",
 }
-PROFILES = ["gpu", "cpu"]
+"""What stands in the files."""
+PROFILES = ["gpu", "cpu", "scale", "scale-cpu"]
+SCALED = {"api-1", "api-2", "proxy", "worker-2", "vllm-2"}
+MEMORY = Path("/dev/shm")
+CONFIGURATION = ROOT / "app" / "observing" / "configuration"
 OURS = ["migrate", "api", "worker", "models-cpu"]
+HAPROXY = Path("/usr/sbin/haproxy")
 ENGINE_START_S = 360.0
 """It takes a minute, and several where other engines have the cores."""
 
 
 @pytest.fixture(params=PROFILES)
 def services(request: pytest.FixtureRequest) -> dict[str, Service]:
-    return read_compose(FILE, SECRETS, profile=request.param)
+    return read_compose(FILE, {}, profile=request.param)
 
 
 def test_variables_are_replaced_as_compose_does() -> None:
@@ -58,23 +65,20 @@ def test_variables_are_replaced_as_compose_does() -> None:
 
 
 def test_each_profile_is_a_complete_set_with_the_same_names_in_the_network() -> None:
-    names = [
-        {
-            alias
-            for service in read_compose(FILE, SECRETS, profile=profile).values()
-            for alias in service.aliases
-        }
-        for profile in PROFILES
-    ]
     complete = {"postgres", "migrate", "api", "worker", "models", "vllm"}
-    assert names == [complete, complete | {"models-cpu", "vllm-cpu"}]
+    for profile in PROFILES:
+        services = read_compose(FILE, {}, profile=profile)
+        names = {alias for service in services.values() for alias in service.aliases}
+        wanted = complete | SCALED if "scale" in profile else complete
+        # The second models server goes by the first one's name.
+        assert {name for name in names if "-cpu" not in name} - {"models-2"} == wanted, profile
 
 
 def test_images_are_pinned(services: dict[str, Service]) -> None:
     for service in services.values():
         _, _, tag = service.image.rpartition(":")
         assert re.search(r"\d", tag), service.image
-    assert read_compose(FILE, SECRETS, profile="gpu")["vllm"].image == "vllm/vllm-openai:v0.33.0"
+    assert read_compose(FILE, {}, profile="gpu")["vllm"].image == "vllm/vllm-openai:v0.33.0"
 
 
 def test_each_image_of_ours_is_built_by_one_service_and_never_pulled(services: dict[str, Service]) -> None:
@@ -86,49 +90,75 @@ def test_each_image_of_ours_is_built_by_one_service_and_never_pulled(services: d
         assert ("build" in service.options) != (service.options.get("pull_policy") == "never")
 
 
-def test_the_only_published_port_is_the_apis_on_loopback(services: dict[str, Service]) -> None:
+def test_the_only_published_port_is_the_apis_or_its_proxys_on_loopback(services: dict[str, Service]) -> None:
     published = {service.name: service.published for service in services.values() if service.published}
-    assert published == {"api": ["127.0.0.1:8080:8080"]}
-    elsewhere = read_compose(FILE, SECRETS | {"PUBLISH": "0.0.0.0:80"}, profile="cpu")["api"]
+    (entry,) = published
+    assert entry == ("proxy" if "proxy" in services else "api")
+    assert published[entry] == ["127.0.0.1:8080:8080"]
+    elsewhere = read_compose(FILE, {"PUBLISH": "0.0.0.0:80"}, profile="cpu")["api"]
     assert elsewhere.published == ["0.0.0.0:80:8080"]
 
 
-def test_only_the_api_is_in_a_network_with_a_way_out_and_opens_no_connections_there(
+def test_only_what_is_published_is_in_a_network_with_a_way_out_and_opens_no_connections_there(
     services: dict[str, Service],
 ) -> None:
     networks = yaml.safe_load(FILE.read_text())["networks"]
     assert networks["inside"] == {"internal": True}
     assert networks["edge"]["driver_opts"] == {"com.docker.network.bridge.enable_ip_masquerade": "false"}
     for service in services.values():
-        expected = {"inside", "edge"} if service.name == "api" else {"inside"}
+        expected = {"inside", "edge"} if service.published else {"inside"}
         assert set(service.options["networks"]) == expected
 
 
-@pytest.mark.parametrize("name", SECRETS)
-def test_nothing_starts_without_its_secrets(name: str) -> None:
-    for variables in (SECRETS | {name: ""}, {key: value for key, value in SECRETS.items() if key != name}):
-        with pytest.raises(VariableMissing, match=name):
-            read_compose(FILE, variables, profile="cpu")
+def test_what_fetches_models_is_the_only_service_that_reaches_the_internet_and_sees_no_data() -> None:
+    services = read_compose(FILE, {}, profile="pull")
+    assert all("outside" not in services[name].options["networks"] for name in services if name != "pull")
+    pull = services["pull"].options
+    assert yaml.safe_load(FILE.read_text())["networks"]["outside"] == {}
+    assert (pull["networks"], pull["entrypoint"]) == (["outside"], ["strongroom", "models", "pull"])
+    assert [volume["target"] for volume in pull["volumes"]] == ["/models"]
+    assert not {"secrets", "ports", "depends_on"} & pull.keys()
+    assert pull["read_only"]
+    assert (pull["cap_drop"], pull["restart"]) == (["ALL"], "no")
 
 
-def test_secrets_come_from_variables_and_go_to_those_who_need_them(services: dict[str, Service]) -> None:
+def test_the_first_lines_make_the_secrets_and_name_a_profile(tmp_path: Path) -> None:
+    lines = re.findall(r"^#   ((?:umask|for name) .*)$", FILE.read_text(), re.MULTILINE)
+    subprocess.run(["sh", "-e", "-c", "\n".join(lines)], cwd=tmp_path, check=True)
+    files = yaml.safe_load(FILE.read_text())["secrets"]
+    for name in SECRETS:
+        path = tmp_path / files[name]["file"]
+        assert re.fullmatch(r"[0-9a-f]{64}\n", path.read_text())
+        assert stat.S_IMODE(path.stat().st_mode) == 0o444
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert (tmp_path / ".env").read_text() == "COMPOSE_PROFILES=gpu\n"
+
+
+def test_secrets_are_files_outside_of_git_that_go_to_those_who_need_them(
+    services: dict[str, Service],
+) -> None:
+    files = yaml.safe_load(FILE.read_text())["secrets"]
+    for name in SECRETS:
+        path = files[name]["file"].removeprefix("./")
+        ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+        assert ignored.returncode == 0, path
     for service in services.values():
         for name, value in service.environment.items():
             if re.search(r"TOKEN|PASSWORD|SECRET|KEY$", name):
-                assert value in SECRETS.values(), f"{name} of {service.name}"
-        check = service.health.command if service.health else []
-        words = " ".join((*service.entrypoint, *service.command, *check))
-        assert not any(secret in words for secret in SECRETS.values()), service.name
+                assert name.endswith("_FILE"), f"{name} of {service.name}"
+                assert value.removeprefix("/run/secrets/") in service.options["secrets"]
     holders = {
-        secret: {
-            service.aliases[-1] for service in services.values() if secret in service.environment.values()
-        }
-        for secret in SECRETS.values()
+        secret: {each.name for each in services.values() if secret in each.options.get("secrets", [])}
+        for secret in SECRETS
     }
+    apis = {name for name in services if re.fullmatch(r"api(-\d)?", name)}
+    workers = {name for name in services if name.startswith("worker")}
+    models = {name for name in services if name.startswith("models")}
+    engines = {name for name in services if name.startswith("vllm")}
     assert list(holders.values()) == [
-        {"postgres", "migrate", "api", "worker"},
-        {"models", "api", "worker"},
-        {"vllm", "api"},
+        {"postgres", "migrate", *apis, *workers},
+        {*models, *apis, *workers},
+        {*engines, *apis},
     ]
 
 
@@ -153,7 +183,7 @@ def test_what_runs_on_has_a_health_check_and_comes_back(services: dict[str, Serv
         else:
             assert service.health is not None
             # The images hold no curl.
-            assert service.health.command[0] in {"python", "python3", "pg_isready"}
+            assert service.health.command[0] in {"python", "python3", "pg_isready", "wget"}
             assert service.options["restart"] == "unless-stopped"
 
 
@@ -168,28 +198,33 @@ def test_volumes_are_declared_and_models_are_only_read(services: dict[str, Servi
     declared = set(yaml.safe_load(FILE.read_text())["volumes"])
     for service in services.values():
         for volume in service.options.get("volumes", []):
-            if isinstance(volume, str):
+            if isinstance(volume, str) and volume.startswith("./"):
+                assert (ROOT / volume.partition(":")[0]).is_file()
+                assert volume.endswith(":ro")
+            elif isinstance(volume, str):
                 assert volume.partition(":")[0] in declared
             else:
                 assert (volume["target"], volume["read_only"]) == ("/models", True)
     users_of_data = {
         each.name for each in services.values() if "data:/data" in each.options.get("volumes", [])
     }
-    assert users_of_data == {"migrate", "api", "worker"}
+    ours = {name for name in services if re.fullmatch(r"migrate|(api|worker)(-\d)?", name)}
+    assert users_of_data == ours
 
 
 def test_every_setting_exists(services: dict[str, Service]) -> None:
     known = set(Settings().to_environment())
     for service in services.values():
-        unknown = {name for name in service.environment if name.startswith("STRONGROOM_")} - known
+        named = {name for name in service.environment if name.startswith("STRONGROOM_")}
+        unknown = {name.removesuffix("_FILE") for name in named} - known
         assert not unknown, service.name
 
 
 @pytest.mark.parametrize("tool_parser", ["", "hermes"])
-@pytest.mark.parametrize("profile", PROFILES)
-def test_the_engine_is_started_as_serve_starts_it(profile: str, tool_parser: str) -> None:
-    service_name = {"gpu": "vllm", "cpu": "vllm-cpu"}[profile]
-    variables = SECRETS | {
+@pytest.mark.parametrize("service_name", ["vllm", "vllm-2", "vllm-cpu", "vllm-cpu-2"])
+def test_the_engine_is_started_as_serve_starts_it(service_name: str, tool_parser: str) -> None:
+    profile = "scale-cpu" if "cpu" in service_name else "scale"
+    variables = {
         "STRONGROOM_ENGINE__MODEL": "some-model",
         "STRONGROOM_ENGINE__MAX_MODEL_LEN": "8192",
         "STRONGROOM_ENGINE__GPU_MEMORY_UTILIZATION": "0.7",
@@ -201,7 +236,7 @@ def test_the_engine_is_started_as_serve_starts_it(profile: str, tool_parser: str
         python=Path("python3"),
         model="/models/some-model",
         served_name="some-model",
-        accelerator=Accelerator.CUDA if profile == "gpu" else Accelerator.CPU,
+        accelerator=Accelerator.CUDA if profile == "scale" else Accelerator.CPU,
         host="0.0.0.0",
         port=8000,
         api_key="engine-secret",
@@ -210,22 +245,115 @@ def test_the_engine_is_started_as_serve_starts_it(profile: str, tool_parser: str
         gpu_memory_share=0.7,
         cpu_cache_gib=3,
     )
-    assert [*service.entrypoint, *service.command] == engine_command(config)
-    assert service.environment == engine_environment(config)
+    command = engine_command(config)
+    assert service.command == command[3:]
+    assert all(word in service.entrypoint[-1] for word in command[:3])
+    assert '["VLLM_API_KEY"] = open("/run/secrets/engine_token")' in service.entrypoint[-1]
+    assert service.environment | {"VLLM_API_KEY": "engine-secret"} == engine_environment(config)
+
+
+OBSERVERS = {"prometheus", "tempo", "grafana"}
+
+
+def test_observability_is_pinned_hardened_and_published_on_loopback_alone() -> None:
+    added = read_compose(FILE, {}, profile="observability")
+    observers = {name: added[name] for name in added if added[name].options.get("profiles")}
+    assert observers.keys() == OBSERVERS
+    for service in observers.values():
+        assert re.search(r":v?\d+\.\d+\.\d+$", service.image)
+        assert service.options["read_only"] is True
+        assert service.options["cap_drop"] == ["ALL"]
+        assert service.options["security_opt"] == ["no-new-privileges:true"]
+        assert int(service.options["user"].partition(":")[0]) > 0
+        expected = {"inside", "edge"} if service.name == "grafana" else {"inside"}
+        assert set(service.options["networks"]) == expected
+    published = {name: service.published for name, service in observers.items() if service.published}
+    assert published == {"grafana": ["127.0.0.1:3000:3000"]}
+
+
+def test_what_observability_reads_is_there_and_its_secrets_are_files_outside_of_git() -> None:
+    document = yaml.safe_load(FILE.read_text())
+    for name in OBSERVERS:
+        for volume in document["services"][name]["volumes"]:
+            source = volume.partition(":")[0]
+            if source.startswith("./"):
+                assert (ROOT / source).is_file(), source
+                assert volume.endswith(":ro")
+            else:
+                assert source in document["volumes"]
+        for secret in document["services"][name].get("secrets", []):
+            path = document["secrets"][secret]["file"].removeprefix("./")
+            ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+            assert ignored.returncode == 0, path
+    told = document["services"]["grafana"]["environment"]
+    assert [told[name] for name in told if "REPORTING" in name or "UPDATES" in name] == ["false"] * 3
+    tempo = yaml.safe_load((CONFIGURATION / "tempo.yml").read_text())
+    assert tempo["usage_report"] == {"reporting_enabled": False}
+    (job,) = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text())["scrape_configs"]
+    api = document["services"]["api"]
+    assert job["dns_sd_configs"][0]["names"] == ["api"]
+    assert str(job["dns_sd_configs"][0]["port"]) in api["expose"]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Of the Dockerfile: the word and what follows, lines joined."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.partition(" ")[0], line.partition(" ")[2]) for line in lines]
+
+
+def test_the_dockerfile_keeps_to_what_hadolint_asks() -> None:
+    """By hadolint's numbers: DL3002, 3004, 3006 to 3009, 3013, 3015, 3020, 3025, 3042, 3047, 4000 and 4006."""
+    found = instructions()
+    stages = {value.split(" AS ")[1] for word, value in found if word == "FROM"}
+    for word, value in found:
+        match word:
+            case "FROM":
+                image = value.partition(" ")[0]
+                assert image in stages or re.search(r":[\w.-]*\d[\w.-]*$", image), f"DL3006, DL3007: {image}"
+                assert ":latest" not in image
+            case "RUN":
+                assert "sudo" not in value, "DL3004"
+                assert "| " not in value or "pipefail" in value, "DL4006"
+                assert "wget" not in value, "DL3047"
+                if "apt-get install" in value:
+                    assert "--no-install-recommends" in value, "DL3015"
+                    assert " -y" in value, "DL3014"
+                    assert value.endswith("rm -rf /var/lib/apt/lists/*"), "DL3009"
+                    assert "apt-get update" in value
+                if "pip install" in value:
+                    # DL3013: what is installed has its version in a list, or stands beside it.
+                    assert re.search(r"-c constraints\.txt|-r \S+|==\d|--no-deps", value), value
+            case "ADD" | "MAINTAINER":
+                raise AssertionError(f"DL3020, DL4000: {word} {value}")
+            case "CMD" | "ENTRYPOINT":
+                assert value.startswith("["), "DL3025"
+            case "WORKDIR":
+                assert value.startswith("/"), "DL3000"
+    assert any(word == "ENV" and "PIP_NO_CACHE_DIR=1" in value for word, value in found), "DL3042"
+    for name in ("strongroom", "engine-cpu"):
+        user = read_dockerfile(ROOT / "Dockerfile")[name].last("USER")
+        assert user.partition(":")[0] not in {"root", "0"}, "DL3002"
+
+
+def test_no_secret_is_built_into_an_image() -> None:
+    words = " ".join(f"{word} {value}" for word, value in instructions() if word in {"ARG", "ENV"})
+    assert not re.search(r"TOKEN|PASSWORD|SECRET|_KEY\b", words)
 
 
 def test_models_and_engine_share_one_gpu() -> None:
-    services = read_compose(FILE, SECRETS | {"GPU": "1"}, profile="gpu")
-    for name in ("models", "vllm"):
+    services = read_compose(FILE, {"GPU": "1", "GPU_2": "3"}, profile="scale")
+    for name, card in (("models", "1"), ("vllm", "1"), ("models-2", "3"), ("vllm-2", "3")):
         (device,) = services[name].options["deploy"]["resources"]["reservations"]["devices"]
-        assert device == {"driver": "nvidia", "device_ids": ["1"], "capabilities": ["gpu"]}
+        assert device == {"driver": "nvidia", "device_ids": [card], "capabilities": ["gpu"]}
     vllm = services["vllm"].command
     # Compose cannot look at the card, as `serve` does.
     assert 0 < float(vllm[vllm.index("--gpu-memory-utilization") + 1]) < 1
     for profile in PROFILES:
-        others = read_compose(FILE, SECRETS, profile=profile).values()
+        others = read_compose(FILE, {}, profile=profile).values()
         with_gpu = {each.name for each in others if "deploy" in each.options}
-        assert with_gpu == ({"models", "vllm"} if profile == "gpu" else set())
+        on_cards = {"gpu": {"models", "vllm"}, "scale": {"models", "vllm", "models-2", "vllm-2"}}
+        assert with_gpu == on_cards.get(profile, set())
 
 
 def test_images_are_built_from_files_that_the_builder_gets() -> None:
@@ -267,10 +395,11 @@ def test_the_engines_torch_is_that_of_make_setup() -> None:
 @pytest.fixture(scope="module")
 def postgres_service(postgres_server: PostgresServer) -> Iterator[PostgresServer]:
     """The tests' PostgreSQL with the user and the database that the image would make."""
-    environment = read_compose(FILE, SECRETS, profile="cpu")["postgres"].environment
+    environment = read_compose(FILE, {}, profile="cpu")["postgres"].environment
+    assert environment["POSTGRES_PASSWORD_FILE"] == "/run/secrets/postgres_password"
     user = sql.Identifier(environment["POSTGRES_USER"])
     database = sql.Identifier(environment["POSTGRES_DB"])
-    password = sql.Literal(environment["POSTGRES_PASSWORD"])
+    password = sql.Literal(SECRETS["postgres_password"])
     with psycopg.connect(postgres_server.url("postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("create role {} login password {}").format(user, password))
         connection.execute(sql.SQL("create database {} owner {}").format(database, user))
@@ -281,14 +410,27 @@ def postgres_service(postgres_server: PostgresServer) -> Iterator[PostgresServer
 
 def box_of(folder: Path, ports: dict[str, int]) -> Box:
     found = sorted(BINARIES.glob("*/bin/pg_isready"))
+    secrets = folder / "secrets"
+    secrets.mkdir(exist_ok=True)
+    for name, value in SECRETS.items():
+        # As `openssl rand` ends it.
+        (secrets / name).write_text(f"{value}\n")
     return Box(
         folder=folder,
         stages=read_dockerfile(ROOT / "Dockerfile"),
-        paths={"/data": folder / "data", "/models": MODELS},
+        # Of the services' folders in memory, which each has for itself, there is one here.
+        paths={
+            "/tmp": MEMORY,
+            "/data": folder / "data",
+            "/models": MODELS,
+            "/run/secrets": secrets,
+            "/usr/local/etc/haproxy": ROOT / "app" / "running",
+        },
         programs={
             "strongroom": Path(sys.executable).parent,
             "strongroom-engine-cpu": ENGINE_PYTHON.parent,
             "postgres": found[-1].parent if found else Path("/usr/bin"),
+            "haproxy": HAPROXY.parent,
         },
         ports=ports,
         running=["postgres"],
@@ -297,7 +439,7 @@ def box_of(folder: Path, ports: dict[str, int]) -> Box:
 
 @pytest.mark.parametrize("name", OURS)
 def test_a_role_with_an_unknown_setting_ends_with_an_error_that_names_it(name: str, tmp_path: Path) -> None:
-    services = read_compose(FILE, SECRETS, profile="cpu")
+    services = read_compose(FILE, {}, profile="cpu")
     typo = {"STRONGROOM_SERVER__PROT": "80"}
     service = replace(services[name], environment=services[name].environment | typo)
     with ComposedStack(services, box_of(tmp_path, {})) as stack:
@@ -309,7 +451,7 @@ def test_a_role_with_an_unknown_setting_ends_with_an_error_that_names_it(name: s
 
 
 def test_a_wrong_command_fails_the_start(tmp_path: Path) -> None:
-    services = read_compose(FILE, SECRETS, profile="cpu")
+    services = read_compose(FILE, {}, profile="cpu")
     wrong = replace(services["migrate"], command=["migrait"], depends_on={})
     needing = replace(services["api"], depends_on={"migrate": "service_completed_successfully"})
     starting = composed({"migrate": wrong, "api": needing}, box_of(tmp_path, {}), within_s=60)
@@ -320,7 +462,7 @@ def test_a_wrong_command_fails_the_start(tmp_path: Path) -> None:
 def test_a_health_check_that_asks_the_wrong_place_fails_the_start(
     postgres_service: PostgresServer, tmp_path: Path
 ) -> None:
-    postgres = read_compose(FILE, SECRETS, profile="cpu")["postgres"]
+    postgres = read_compose(FILE, {}, profile="cpu")["postgres"]
     box = box_of(tmp_path, {"postgres": postgres_service.port})
     assert postgres.health is not None
     elsewhere = [word.replace("5432", "1") for word in postgres.health.command]
@@ -342,7 +484,7 @@ def stack(
     if not ENGINE_PYTHON.exists() or not (MODELS / "SmolLM2-135M-Instruct").is_dir():
         pytest.skip("The engine's environment or the demo models are missing: run `make setup`.")
     published = free_port()
-    services = read_compose(FILE, SECRETS | {"PUBLISH": f"{LOOPBACK}:{published}"}, profile="cpu")
+    services = read_compose(FILE, {"PUBLISH": f"{LOOPBACK}:{published}"}, profile="cpu")
     box = box_of(tmp_path_factory.mktemp("compose"), {"postgres": postgres_service.port, "api": published})
     with composed(services, box, within_s=ENGINE_START_S) as running:
         yield running

@@ -64,7 +64,7 @@ def test_a_streamed_answer_holds_the_fact_and_cites_the_page_where_it_stands(
     assert "47 metres high" in cited["quote"]
     assert cited["boxes"]
     marker = cited["url_citation"]
-    assert text[marker["start_index"] : marker["end_index"]] == f"[{cited['index']}]"
+    assert text[marker["start_index"] : marker["end_index"]] == f"[{cited['number']}]"
     assert chunks[-1].usage.completion_tokens > 0
 
 

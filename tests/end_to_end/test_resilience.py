@@ -105,7 +105,13 @@ def test_secrets_are_the_owners_inner_ports_want_a_token_and_sigterm_ends_all_in
     descendants = psutil.Process(small_stack.process.pid).children(recursive=True)
     try:
         keys = small_stack.folder / "keys"
-        assert {each.name for each in keys.iterdir()} == {"admin.key", "server.secret"}
+        assert {each.name for each in keys.iterdir()} == {
+            "admin.key",
+            "audit.key",
+            "master.key",
+            "root.key",
+            "server.secret",
+        }
         assert {each.stat().st_mode & 0o777 for each in keys.iterdir()} == {0o600}
         assert keys.stat().st_mode & 0o077 == 0
         ports = {
@@ -163,14 +169,10 @@ def test_a_start_that_cannot_work_is_refused_in_one_line_that_names_the_setting(
 def test_a_database_from_a_newer_version_is_refused(small_stack: Stack) -> None:
     from sqlalchemy import text
 
-    from retrieval.database import open_database
-
     migrated = [sys.executable, "-m", "app.cli", "migrate", "--data-dir", str(small_stack.folder)]
     subprocess.run(migrated, cwd=ROOT, check=True, capture_output=True)
-    database = open_database(f"sqlite:///{small_stack.folder / 'strongroom.db'}")
-    with database.write() as session:
+    with small_stack.database() as database, database.write() as session:
         session.execute(text("update alembic_version set version_num = '9999'"))
-    database.close()
     assert "newer version" in start_in_vain(small_stack.folder.parent)
 
 

@@ -6,17 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 from sqlalchemy import func, select
 
-from app.auth import DEFAULT_TENANT
-from retrieval.blobs import BlobStore
-from retrieval.catalog import NewFile, add_file, attach_file, create_collection
-from retrieval.database import open_database
+from app.access.auth import DEFAULT_TENANT
+from app.settings import read_settings
+from app.storage.opening import open_storage
+from retrieval.catalog import NewFile, add_file, attach_file, create_collection, lock_collection
 from retrieval.scope import Scope
 from retrieval.tables import (
     Chunk,
@@ -29,8 +29,8 @@ from retrieval.tables import (
     Role,
     Tenant,
 )
-from tests.faults.quick_models import ALIAS
-from tests.stack import ROOT, eventually, free_port
+from tests.faults.quick_models import ALIAS, DIMENSIONS
+from tests.stack import ROOT, eventually, free_port, printed
 
 NOWHERE = "http://127.0.0.1:9"
 START_S = 60.0
@@ -41,7 +41,9 @@ ChunkRow = tuple[int, int, str, int, int, tuple[str, ...], int, bytes]
 
 
 @contextmanager
-def quick_models(log: Path, *, delay_s: float = 0.0) -> Iterator[str]:
+def quick_models(
+    log: Path, *, delay_s: float = 0.0, dimensions: int = DIMENSIONS, traces: str = ""
+) -> Iterator[str]:
     """The URL of a quick models server."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -53,6 +55,10 @@ def quick_models(log: Path, *, delay_s: float = 0.0) -> Iterator[str]:
         str(port),
         "--delay-s",
         str(delay_s),
+        "--traces",
+        traces,
+        "--dimensions",
+        str(dimensions),
     ]
     with log.open("ab") as output:
         process = subprocess.Popen(command, cwd=ROOT, stdout=output, stderr=output)
@@ -82,8 +88,10 @@ class Ingesting:
             **(settings or {}),
         }
         self._command("migrate")
-        self.database = open_database(f"sqlite:///{folder / 'strongroom.db'}")
-        self._blobs = BlobStore(folder / "blobs")
+        self._open = ExitStack()
+        kept = read_settings().with_options(storage={"data_dir": str(folder)})
+        storage = self._open.enter_context(open_storage(kept))
+        self.database, self._blobs = storage.database, storage.blobs
         with self.database.read() as session:
             tenant_id = session.scalars(select(Tenant.id).where(Tenant.name == DEFAULT_TENANT)).one()
         self._scope = Scope(tenant_id=tenant_id, key_id="", role=Role.WRITER)
@@ -101,15 +109,16 @@ class Ingesting:
             with self._blobs.receive(limit_bytes=1 << 30) as receiver, self.database.write() as session:
                 receiver.write(text.encode())
                 received = receiver.finish()
-                new = NewFile(name, "assistants", "text/plain", received.sha256, received.size_bytes)
+                blob = self._blobs.row(session, self._scope.tenant_id, received)
+                new = NewFile(name, "assistants", "text/plain", blob)
                 file, is_new_blob = add_file(session, self._scope, new, now=now)
                 if is_new_blob:
-                    self._blobs.keep(received, file.blob_id)
+                    self._blobs.keep(received)
                 attach_file(
                     session,
                     self._scope,
-                    collection_id=collection_id,
-                    file_id=file.id,
+                    collection=lock_collection(session, self._scope, collection_id),
+                    file=file,
                     attributes={},
                     chunking=AUTO,
                     now=now,
@@ -184,19 +193,10 @@ class Ingesting:
         if self._worker is not None:
             self._worker.kill()
             self._worker.wait()
-        self.database.close()
+        self._open.close()
 
     def _command(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "app.cli", *arguments],
-            cwd=ROOT,
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        return done.stdout
+        return printed(self._environment, *arguments)
 
 
 def _row(chunk: Chunk) -> ChunkRow:

@@ -17,6 +17,7 @@ from pathlib import Path
 from retrieval.tables import DocumentStatus
 from tests.bench.corpora import prose
 from tests.faults.ingesting import Ingesting, quick_models
+from tests.faults.report import Row
 from tests.stack import eventually
 
 DELAY_S = 0.2
@@ -148,11 +149,10 @@ def main() -> int:
         )
     for difference in killed.differences:
         print(difference)
-    print(
-        f"{killed.kills} kills in {killed.seconds:.0f} s while {killed.files} files were ingested: "
-        f"{len(killed.differences)} differences, {killed.left_behind} folders left behind"
-    )
-    return 1 if killed.differences or killed.left_behind else 0
+    violations = len(killed.differences) + killed.left_behind
+    figures = f"{killed.files} files ingested, {killed.left_behind} folders left behind"
+    Row("F1 kill -9 of the worker", killed.kills, violations, None, figures).show()
+    return 1 if violations else 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from ingest import jobs
-from ingest.elements import ElementKind, Parsed, ParseOptions
+from ingest.elements import ElementKind, Openable, Parsed, ParseOptions
 from ingest.jobs import ClaimedJob
 from ingest.parse.build import DocumentBuilder, Line
 from ingest.parsed_files import ParsedFiles, Parser
@@ -49,11 +49,12 @@ class ParagraphParser:
 
     async def parse(
         self,
-        path: Path,
+        content: Openable,
         media_type: str,  # noqa: ARG002
         options: ParseOptions,  # noqa: ARG002
     ) -> AsyncGenerator[Parsed]:
-        text = path.read_text()
+        with content.open("rb") as file:
+            text = file.read().decode()
         self.calls.append(text)
         await self.meanwhile(text)
         builder = DocumentBuilder()
@@ -130,10 +131,11 @@ class Stack:
         with self.blobs.receive(limit_bytes=1_000_000) as receiver, self.database.write() as session:
             receiver.write(text.encode())
             received = receiver.finish()
-            new = NewFile("a.txt", "assistants", "text/plain", received.sha256, received.size_bytes)
+            blob = self.blobs.row(session, self.scope.tenant_id, received)
+            new = NewFile("a.txt", "assistants", "text/plain", blob)
             file, is_new_blob = add_file(session, self.scope, new, now=self.clock())
             if is_new_blob:
-                self.blobs.keep(received, file.blob_id)
+                self.blobs.keep(received)
             return file
 
     def attach(

@@ -190,6 +190,13 @@ def test_a_document_without_pages_counts_none() -> None:
     assert (part.pages_done, part.page_count, part.title) == (None, None, "Notes")
 
 
+def test_a_title_is_one_line_of_what_can_be_seen() -> None:
+    builder = DocumentBuilder(title=" Not\u200bes\nof the \U000e0041\U000e0042hall ")
+    builder.add(ElementKind.TEXT, lines(1))
+    (part,) = builder.finish(title="\u200b")
+    assert part.title == "Notes of the hall"
+
+
 def test_a_document_of_nothing_but_repeated_lines_is_those_lines() -> None:
     builder = DocumentBuilder()
     builder.add(ElementKind.HEADER, [Line("Icehouse")])

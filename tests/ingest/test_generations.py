@@ -121,6 +121,33 @@ def of_generation(chunks: Sequence[FoundChunk]) -> set[int]:
     return {chunk.generation for chunk in chunks}
 
 
+async def test_the_bytes_that_a_collection_uses_are_those_of_the_generation_that_answers(
+    stack: Rebuilding,
+) -> None:
+    await stack.add_all()
+    before = used(stack)
+    number = stack.begin()
+    await stack.settle()
+    assert stack.answering() == number
+    assert used(stack) == stored(stack, number) != before
+    stack.switch(0)
+    assert used(stack) == stored(stack, 0) == before
+
+
+def used(stack: Rebuilding) -> dict[int, int]:
+    with stack.database.read() as session:
+        return {each.id: each.usage_bytes for each in session.scalars(select(Document))}
+
+
+def stored(stack: Rebuilding, number: int) -> dict[int, int]:
+    totals: dict[int, int] = {}
+    with stack.database.read() as session:
+        for chunk in session.scalars(select(Chunk).where(Chunk.generation == number)):
+            size = len(chunk.text.encode()) + len(chunk.embedding)
+            totals[chunk.document_id] = totals.get(chunk.document_id, 0) + size
+    return totals
+
+
 async def test_answers_are_steady_until_all_is_done_and_then_are_the_new_ones(stack: Rebuilding) -> None:
     documents = await stack.add_all()
     before = await stack.answers()
@@ -181,8 +208,8 @@ async def test_what_comes_and_goes_during_a_rebuild_is_right_in_both(stack: Rebu
         version = catalog.attach_file(
             session,
             stack.scope,
-            collection_id=stack.collection.id,
-            file_id=file.id,
+            collection=catalog.lock_collection(session, stack.scope, stack.collection.id),
+            file=file,
             attributes={},
             chunking={"type": "auto"},
             replaces_id=changed.id,

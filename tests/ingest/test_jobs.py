@@ -202,3 +202,18 @@ def test_a_claim_does_not_wait_for_another_that_is_not_committed(
         (mine,) = jobs.claim(session, now=1.0, lease_s=LEASE_S)
         theirs = claimed(database, now=1.0)
         assert (mine.document_id, theirs.document_id) == (first.id, second.id)
+
+
+def test_a_clock_that_is_set_back_leaves_no_job_waiting_for_the_time_that_was(
+    database: Database, scope: Scope, collection: Collection
+) -> None:
+    enqueue(database, scope, collection, [90_000.0, 90_000.0])
+    running = claimed(database, now=90_000.0)
+    for now in (90_000.0, 3_600.0):
+        with database.write() as session:
+            is_stranded = jobs.wait_too_long(session, now=now)
+            jobs.pull_back(session, now=now)
+        assert is_stranded == (now < 90_000.0)
+    assert {claimed(database, now=3_600.0).document_id for _ in range(2)} > {running.document_id}
+    with pytest.raises(LeaseLost), database.write() as session:
+        jobs.lock(session, running)

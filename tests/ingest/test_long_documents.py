@@ -9,8 +9,8 @@ import pytest
 from sqlalchemy import select
 
 from ingest import pipeline
-from ingest.elements import Attachment, ElementKind, Parsed, ParseOptions
-from ingest.jobs import LeaseLost, Progress
+from ingest.elements import Attachment, ElementKind, Openable, Parsed, ParseOptions
+from ingest.jobs import JobProgress, LeaseLost
 from ingest.parse.build import DocumentBuilder, Line
 from ingest.parsed_files import ParsedElsewhere
 from ingest.pipeline import Outcome, ParsersTaken
@@ -36,17 +36,24 @@ class PartsParser:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     waits: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def parse(self, path: Path, media_type: str, options: ParseOptions) -> AsyncGenerator[Parsed]:  # noqa: ARG002
+    async def parse(
+        self,
+        content: Openable,
+        media_type: str,  # noqa: ARG002
+        options: ParseOptions,
+    ) -> AsyncGenerator[Parsed]:
         self.calls.append(options)
+        with content.open("rb") as file:
+            whole = file.read().decode()
         start = 0
-        for number, paragraph in enumerate(path.read_text().split("\n\n")):
+        for number, paragraph in enumerate(whole.split("\n\n")):
             if number == self.hold_before:
                 self.waits.set()
                 await self.go_on.wait()
             if paragraph.startswith("@"):
-                name, _, content = paragraph[1:].partition(" ")
+                name, _, inside = paragraph[1:].partition(" ")
                 inner = self.folder / "inner"
-                inner.write_text(content)
+                inner.write_text(inside)
                 yield Attachment(name, inner)
                 inner.unlink()
                 continue
@@ -177,7 +184,7 @@ async def test_a_slow_document_lets_others_go_first_and_loses_nothing(
     slow, other = stack.add(), stack.add("Another letter that waits.")
     job = stack.claim()
     assert job.document_id == slow.id
-    progress = Progress()
+    progress = JobProgress()
     outcomes = [await stack.pipeline.run(job, progress)]
     # Everything has to be parsed before it may rest.
     assert stack.count(ParsedPart) == len(PARAGRAPHS)
@@ -198,7 +205,7 @@ async def test_a_slow_document_lets_others_go_first_and_loses_nothing(
 async def test_progress_tells_step_and_place(stack: Stack) -> None:
     stack.add()
     seen: list[tuple[str, int, str | None]] = []
-    progress = Progress()
+    progress = JobProgress()
 
     async def look(_: object) -> None:
         seen.append((progress.step, progress.done, progress.unit))
@@ -290,8 +297,8 @@ async def test_a_newer_version_takes_the_place_of_the_old_in_one_moment(stack: S
         new = catalog.attach_file(
             session,
             stack.scope,
-            collection_id=stack.collection.id,
-            file_id=file.id,
+            collection=catalog.lock_collection(session, stack.scope, stack.collection.id),
+            file=file,
             attributes={},
             chunking={"type": "auto"},
             now=stack.clock(),

@@ -87,6 +87,29 @@ def test_figures_below_each_other_are_a_table_without_any_line(tmp_path: Path) -
     ]
 
 
+@pytest.mark.parametrize("gap", [40.0, 16.0])
+def test_a_statement_has_its_name_above_it_as_its_heading(tmp_path: Path, gap: float) -> None:
+    """Far above it, with what its figures are counted in, or as close as its own rows are."""
+    names = ("The Archive Company", "Statement of operations", "(in thousands, except lamps)")
+    shown = names if gap > 20 else names[:1]
+
+    def draw(canvas: Canvas) -> None:
+        draw_lines(wrapped(PROSE, 90), canvas, y=800)
+        canvas.setFont("Helvetica-Bold", 10)
+        for index, name in enumerate(shown):
+            canvas.drawCentredString(260, 700 + gap + 12 * (len(shown) - 1 - index), name)
+        canvas.setFont("Helvetica", 8 if gap < 20 else 10)
+        for index, (label, *figures) in enumerate(STATEMENT):
+            canvas.drawString(72, 700 - 14 * index, label)
+            for column, figure in enumerate(figures):
+                canvas.drawRightString(372 + 60 * column, 700 - 14 * index, figure)
+
+    document = read(write_pdf(tmp_path / "a.pdf", draw))
+    (table,) = document.texts(ElementKind.TABLE)
+    assert table.startswith("Net sales | ")
+    assert document.element_with("Cost of sales").headings == (" ".join(shown),)
+
+
 def test_words_in_three_columns_are_a_table(tmp_path: Path) -> None:
     def draw(canvas: Canvas) -> None:
         for row, cells in enumerate([*SHELVES, ["West", "Cato Lind", "never"]]):

@@ -15,7 +15,8 @@ from sqlalchemy.orm import Session
 
 from ingest.elements import ParseFailed, ParseFailure
 from ingest.jobs import LeaseLost
-from ingest.pipeline import EMBED_AT_ONCE, SLICES_AT_ONCE, WrongModel, chunk_sizes
+from ingest.joined import TEXTS_AT_ONCE
+from ingest.pipeline import SLICES_AT_ONCE, WrongModel, chunk_sizes
 from retrieval import catalog
 from retrieval.database import Database
 from retrieval.places import under_headings
@@ -93,8 +94,8 @@ async def test_texts_are_embedded_on_the_bulk_lane_a_few_batches_at_a_time(stack
     document = stack.add("\n\n".join(paragraphs))
     await stack.pipeline.run(stack.claim())
     assert [(lane, len(texts)) for lane, texts in stack.embedder.calls] == [
-        (Lane.BULK, EMBED_AT_ONCE),
-        (Lane.BULK, 70 - EMBED_AT_ONCE),
+        (Lane.BULK, TEXTS_AT_ONCE),
+        (Lane.BULK, 70 - TEXTS_AT_ONCE),
     ]
     assert [chunk.text for chunk in stack.chunks(document)] == paragraphs
 
@@ -115,7 +116,7 @@ async def test_two_slices_of_a_document_are_with_the_models_at_once_and_no_more(
     stack.embedder.meanwhile = count
     paragraphs = [
         f"Shelf number {i} of the archive holds its letters and its maps."
-        for i in range(EMBED_AT_ONCE * 3 + 1)
+        for i in range(TEXTS_AT_ONCE * 3 + 1)
     ]
     document = stack.add("\n\n".join(paragraphs))
     await stack.pipeline.run(stack.claim())

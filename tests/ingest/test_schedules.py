@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import pytest
 import sqlcipher3.dbapi2 as sqlite
@@ -23,8 +24,22 @@ from ingest.sources import registry
 from ingest.sources.registry import KEEP_SWEEPS
 from ingest.upkeep import DISTRUST_S, SteadyClock, Upkeep
 from retrieval.database import Database
+from retrieval.responses import add_response
 from retrieval.scope import Scope
-from retrieval.tables import Collection, Document, File, Leadership, Source, Sweep
+from retrieval.tables import (
+    AuditEntry,
+    AuditEvent,
+    Collection,
+    Document,
+    File,
+    Item,
+    Leadership,
+    ResponseStatus,
+    Source,
+    StoredCompletion,
+    StoredResponse,
+    Sweep,
+)
 from tests.ingest.sources.watched import Watched
 from tests.ingest.stack import SEALER, Clock
 
@@ -180,7 +195,7 @@ async def test_a_failing_source_backs_off_says_so_and_recovers(led: Led) -> None
 async def test_credentials_that_cannot_be_opened_are_told_as_such(led: Led) -> None:
     led.set(options=b"sealed under another secret")
     await led.tick()
-    assert "sealed under another" in (led.sweeps[-1].error or "")
+    assert "keys of another data folder" in (led.sweeps[-1].error or "")
 
 
 async def test_a_sweep_that_died_with_its_leader_is_run_again(led: Led) -> None:
@@ -274,8 +289,8 @@ async def test_who_stops_steps_down_so_that_another_leads_at_once(led: Led) -> N
 # Upkeep
 
 
-def keep_up(led: Led, now: float) -> None:
-    upkeep = Upkeep(led.database, led.watched.stack.blobs)
+def keep_up(led: Led, now: float, *, keep_answers_s: float | None = None) -> None:
+    upkeep = Upkeep(led.database, led.watched.stack.blobs, keep_answers_s=keep_answers_s)
     upkeep.run(now=now, check=lambda _: None, stopping=Event())
 
 
@@ -303,6 +318,69 @@ async def test_expired_collections_go_and_their_files_stay(led: Led) -> None:
     with led.database.read() as session:
         assert session.scalar(select(func.count()).select_from(Collection)) == 0
         assert session.scalar(select(func.count()).select_from(File)) == 1
+
+
+async def test_stored_answers_expire_but_for_those_that_younger_ones_go_on_from(led: Led) -> None:
+    tenant_id = led.watched.stack.scope.tenant_id
+
+    def response(response_id: str, created_at: float, *, after: str | None = None, **more: Any) -> None:
+        row = StoredResponse(
+            id=response_id,
+            tenant_id=tenant_id,
+            key_id="key_1",
+            status=ResponseStatus.COMPLETED,
+            previous_id=after,
+            conversation_id=None,
+            is_background=False,
+            content={},
+            request=None,
+            created_at=created_at,
+            **more,
+        )
+        add_response(session, row, asked=[{"id": f"msg_{response_id}", "type": "message"}])
+
+    with led.database.write() as session:
+        response("resp_begun", 1.0)
+        response("resp_going_on", 2.0, after="resp_begun")
+        response("resp_young", 1_000.0, after="resp_going_on")
+        response("resp_chain", 3.0)
+        response("resp_chain_end", 4.0, after="resp_chain")
+        response("resp_queued", 5.0, due_at=6.0)
+        for number, created_at in enumerate((1.0, 1_000.0)):
+            session.add(
+                StoredCompletion(
+                    id=f"chatcmpl-{number}",
+                    tenant_id=tenant_id,
+                    key_id="key_1",
+                    model="m",
+                    attributes={},
+                    messages="[]",
+                    completion="{}",
+                    created_at=created_at,
+                )
+            )
+
+    def left() -> list[str]:
+        with led.database.read() as session:
+            found = [
+                *session.scalars(select(StoredResponse.id)),
+                *session.scalars(select(StoredCompletion.id)),
+            ]
+            return sorted(found)
+
+    keep_up(led, now=1_100.0)
+    assert len(left()) == 8
+    keep_up(led, now=1_100.0, keep_answers_s=200.0)
+    kept = ["chatcmpl-1", "resp_begun", "resp_going_on", "resp_queued", "resp_young"]
+    assert left() == kept
+    with led.database.read() as session:
+        assert len(session.scalars(select(Item.id)).all()) == 4
+        entered = session.execute(select(AuditEntry.event, AuditEntry.key_id, AuditEntry.objects)).all()
+    deleted = {(event, key_id) for event, key_id, objects in entered if "resp_chain" in objects}
+    assert deleted == {(AuditEvent.RESPONSE_DELETED, "upkeep")}
+    assert AuditEvent.COMPLETION_DELETED in [event for event, *_ in entered]
+    keep_up(led, now=2_000.0, keep_answers_s=200.0)
+    assert left() == ["resp_queued"]
 
 
 def test_after_a_clock_was_set_nothing_expires_until_it_has_gone_steadily_for_a_while() -> None:

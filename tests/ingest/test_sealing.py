@@ -21,5 +21,5 @@ def test_it_opens_neither_under_another_secret_nor_elsewhere_nor_changed(
     secret: bytes, owner: str, cut: int | None
 ) -> None:
     sealed = Sealer(SECRET).seal("open sesame", owner="file-1")
-    with pytest.raises(SealBroken, match=r"keys/server\.secret"):
+    with pytest.raises(SealBroken, match="another data folder"):
         Sealer(secret).open(sealed[:cut], owner=owner)

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.elements import Element, ElementKind, ParsedPart
-from ingest.parse.build import PART_CHARS, DocumentBuilder, Line, clean
+from ingest.parse.build import PART_CHARS, DocumentBuilder, Line
 from ingest.parse.decoding import decode
 from ingest.parse.plain import parse_code, parse_latex, parse_plain
 from ingest.parse.sheets import parse_delimited
+from ingest.visible import clean
 from tests.ingest.reading import read_here
 
 
@@ -31,6 +32,11 @@ from tests.ingest.reading import read_here
         ("a\u200d\u200db", "ab"),
         # In Persian the joiner parts a word's stem from its ending, and without it the word is misspelt.
         ("می\u200cخواهم", "می\u200cخواهم"),
+        ("بی\u200d\U0001f52c", "بی\U0001f52c"),
+        # One picture of a family, and one of a woman in a laboratory.
+        ("\U0001f469\u200d\U0001f469\u200d\U0001f467", "\U0001f469\u200d\U0001f469\u200d\U0001f467"),
+        ("\U0001f469\U0001f3fd\u200d\U0001f52c", "\U0001f469\U0001f3fd\u200d\U0001f52c"),
+        ("\U0001f52c\u200d\u200d\u200d\U0001f52c", "\U0001f52c\U0001f52c"),
         ("tab\tstays\n", "tab\tstays\n"),
     ],
 )

@@ -212,7 +212,7 @@ async def test_no_more_documents_than_allowed_are_worked_on_at_once(stack: Stack
         nonlocal now
         now += 1
         at_once.append(now)
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
         now -= 1
 
     stack.parser.meanwhile = count

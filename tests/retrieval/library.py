@@ -2,17 +2,20 @@
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from retrieval.catalog import NewFile, add_file, attach_file, create_collection
+from retrieval.catalog import NewFile, add_file, attach_file, create_collection, get_file, lock_collection
 from retrieval.chunks import log_chunks
+from retrieval.data_keys import Encryption, TenantKeys
 from retrieval.database import Database
 from retrieval.scope import Scope
 from retrieval.tables import (
+    Blob,
     Chunk,
     ChunkLog,
     Collection,
@@ -23,6 +26,7 @@ from retrieval.tables import (
     LogOp,
     ParsedFile,
     ParsedPart,
+    new_id,
 )
 from tests.fakes import DIMENSIONS, _bag_of_words
 
@@ -55,15 +59,21 @@ def new_file(
 def add_text_file(
     session: Session, scope: Scope, text: str, *, filename: str = "a.txt", now: float = 1.0
 ) -> File:
-    content = text.encode()
     new = NewFile(
-        filename=filename,
-        purpose="assistants",
-        media_type="text/plain",
-        sha256=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
+        filename=filename, purpose="assistants", media_type="text/plain", blob=new_blob(scope, text)
     )
     return add_file(session, scope, new, now=now)[0]
+
+
+def new_blob(scope: Scope, text: str) -> Blob:
+    """The row of a text that is nowhere on disk."""
+    content = text.encode()
+    return Blob(
+        id=new_id("blob-"),
+        tenant_id=scope.tenant_id,
+        digest=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+    )
 
 
 def attach(
@@ -79,8 +89,8 @@ def attach(
     return attach_file(
         session,
         scope,
-        collection_id=collection_id,
-        file_id=file_id,
+        collection=lock_collection(session, scope, collection_id),
+        file=get_file(session, scope, file_id),
         attributes=attributes or {},
         chunking=chunking or AUTO,
         now=now,
@@ -181,3 +191,10 @@ def replayed(log: Sequence[tuple[int, LogOp, int]]) -> set[int]:
     for _, op, chunk_id in log:
         (alive.add if op is LogOp.ADD else alive.remove)(chunk_id)
     return alive
+
+
+def encryption_in(folder: Path) -> Encryption:
+    """With keys that are always the same."""
+    memory = folder / "memory"
+    memory.mkdir(exist_ok=True)
+    return Encryption(TenantKeys(bytes(range(32))), memory)

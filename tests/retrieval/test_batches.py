@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import event, func, select
 from sqlalchemy.orm import Session
 
-from retrieval import batches, catalog
+from retrieval import batches, catalog, generations
 from retrieval.batches import FileBatchMissing, Member
 from retrieval.catalog import CollectionMissing, DocumentMissing, FileMissing, NotFound, Order, PageRequest
 from retrieval.database import Database
@@ -62,9 +62,9 @@ def new_batch(database: Database, scope: Scope, collection: Collection, *members
         return batches.create_batch(session, scope, collection.id, members, now=2.0)
 
 
-def counts_of(database: Database, batch: FileBatch) -> dict[DocumentStatus, int]:
+def counts_of(database: Database, scope: Scope, batch: FileBatch) -> dict[DocumentStatus, int]:
     with database.read() as session:
-        return batches.count_batch(session, batch)
+        return batches.count_batch(session, scope, batch)
 
 
 def document_of(database: Database, scope: Scope, collection: Collection, file_id: str) -> Document:
@@ -110,7 +110,7 @@ def test_a_batch_makes_a_document_and_a_job_of_each_file_in_its_order(
         member(files[0], chunking=STATIC),
         member(files[1]),
     )
-    assert counts_of(database, batch) == {STATUS.IN_PROGRESS: 3}
+    assert counts_of(database, scope, batch) == {STATUS.IN_PROGRESS: 3}
     with database.read() as session:
         rows = batches.list_batch_documents(session, scope, collection.id, batch.id, ALL)
         jobs = session.scalars(select(Job.document_id).order_by(Job.id)).all()
@@ -128,7 +128,7 @@ def test_attaching_500_files_takes_a_few_statements(database: Database, scope: S
     event.listen(database.engine, "before_cursor_execute", lambda *told: statements.append(told[2]))
     batch = new_batch(database, scope, collection, *members)
     assert len(statements) < 30
-    assert counts_of(database, batch) == {STATUS.IN_PROGRESS: 500}
+    assert counts_of(database, scope, batch) == {STATUS.IN_PROGRESS: 500}
 
 
 def test_one_unknown_file_leaves_the_whole_batch_out(
@@ -159,7 +159,7 @@ def test_a_file_that_is_in_keeps_its_document_unless_it_must_be_ingested_anew(
         member(rechunked.file_id, chunking=STATIC),
         member(failed.file_id),
     )
-    assert counts_of(database, batch) == {STATUS.COMPLETED: 1, STATUS.IN_PROGRESS: 2}
+    assert counts_of(database, scope, batch) == {STATUS.COMPLETED: 1, STATUS.IN_PROGRESS: 2}
     now = document_of(database, scope, collection, kept.file_id)
     assert (now.id, now.attributes) == (kept.id, {"colour": "red"})
     for replaced in (rechunked, failed):
@@ -180,18 +180,14 @@ def test_an_archive_that_is_attached_anew_takes_the_documents_inside_it_along(
     batch = new_batch(
         database, scope, collection, member(archive.file_id, chunking=STATIC), member(inside.file_id)
     )
-    assert counts_of(database, batch) == {STATUS.IN_PROGRESS: 2}
+    assert counts_of(database, scope, batch) == {STATUS.IN_PROGRESS: 2}
     assert chunk_ids(database, collection) == set()
 
 
 def test_a_batch_goes_to_each_generation_that_is_kept(database: Database, scope: Scope) -> None:
     collection = new_collection(database, scope)
     with database.write() as session:
-        session.add(
-            Generation(
-                collection_id=collection.id, number=1, state=GenerationState.BUILDING, head=0, created_at=1.0
-            )
-        )
+        generations.begin(session, scope, collection.id, embedding_model=None, chunking=None, now=1.0)
     new_batch(database, scope, collection, *map(member, new_files(database, scope, 2)))
     with database.read() as session:
         assert sorted(session.scalars(select(Job.generation))) == [0, 0, 1, 1]
@@ -218,7 +214,7 @@ def test_a_batch_is_listed_in_pages_and_by_status(database: Database, scope: Sco
     assert listed(PageRequest(limit=2, order=Order.ASC, after=files[1])) == files[2:4]
     assert listed(ALL, STATUS.COMPLETED) == [files[3]]
     assert listed(ALL, STATUS.FAILED) == []
-    assert counts_of(database, batch) == {STATUS.COMPLETED: 1, STATUS.IN_PROGRESS: 4}
+    assert counts_of(database, scope, batch) == {STATUS.COMPLETED: 1, STATUS.IN_PROGRESS: 4}
 
 
 Call = Callable[[Session, Scope, str, str, str], Any]
@@ -260,7 +256,7 @@ def test_another_tenants_batches_look_absent(
     found = refused(theirs.id, batch.id, file.id)
     expected = {"cancel a document": DocumentMissing, "create": FileMissing}
     assert found is expected.get(name, FileBatchMissing)
-    assert counts_of(database, batch) == {STATUS.IN_PROGRESS: 1}
+    assert counts_of(database, scope, batch) == {STATUS.IN_PROGRESS: 1}
 
 
 # Cancelling
@@ -325,7 +321,7 @@ def test_a_cancelled_batch_keeps_what_is_completed(database: Database, scope: Sc
     with database.write() as session:
         cancelled = batches.cancel_batch(session, scope, collection.id, batch.id, now=3.0)
     assert cancelled.cancelled_at == 3.0
-    assert counts_of(database, batch) == {STATUS.COMPLETED: 1, STATUS.CANCELLED: 2}
+    assert counts_of(database, scope, batch) == {STATUS.COMPLETED: 1, STATUS.CANCELLED: 2}
     assert document_of(database, scope, collection, beside.id).status is STATUS.IN_PROGRESS
     assert count(database, Job) == 1
     assert len(chunk_ids(database, collection)) == len(log_of(database, collection)) == 1
@@ -337,7 +333,7 @@ def test_a_batch_that_has_ended_was_not_cancelled(database: Database, scope: Sco
     batch = new_batch(database, scope, collection, member(document.file_id))
     with database.write() as session:
         assert batches.cancel_batch(session, scope, collection.id, batch.id, now=3.0).cancelled_at is None
-    assert counts_of(database, batch) == {STATUS.COMPLETED: 1}
+    assert counts_of(database, scope, batch) == {STATUS.COMPLETED: 1}
 
 
 def test_a_cancelled_documents_chunks_of_a_finished_generation_leave_its_index_too(
@@ -375,6 +371,6 @@ def test_a_cancelled_document_can_be_attached_again(database: Database, scope: S
     with database.write() as session:
         batches.cancel_batch(session, scope, collection.id, batch.id, now=3.0)
     again = new_batch(database, scope, collection, member(file.id))
-    assert counts_of(database, again) == {STATUS.IN_PROGRESS: 1}
-    assert counts_of(database, batch) == {}
+    assert counts_of(database, scope, again) == {STATUS.IN_PROGRESS: 1}
+    assert counts_of(database, scope, batch) == {}
     assert count(database, Job) == 1

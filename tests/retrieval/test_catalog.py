@@ -41,6 +41,7 @@ from tests.retrieval.library import (
     chunk_ids,
     complete,
     log_of,
+    new_blob,
     new_collection,
     new_file,
     replayed,
@@ -173,12 +174,17 @@ def test_before_and_after_bound_a_page_on_both_sides(database: Database, scope: 
     assert file_ids(database, scope, PageRequest(before=made[1], limit=2)) == [made[3], made[2]]
 
 
-def test_a_cursor_that_was_deleted_is_refused(database: Database, scope: Scope) -> None:
-    file = new_file(database, scope)
+def test_a_cursor_that_was_deleted_keeps_its_place_and_one_that_never_was_is_refused(
+    database: Database, scope: Scope, other_scope: Scope
+) -> None:
+    made = [new_file(database, scope, f"text {i}", now=float(i)).id for i in range(3)]
     with database.write() as session:
-        catalog.delete_file(session, scope, file.id)
-    with pytest.raises(CursorInvalid, match=file.id):
-        file_ids(database, scope, PageRequest(after=file.id))
+        catalog.delete_file(session, scope, made[1])
+    assert file_ids(database, scope, PageRequest(after=made[1])) == [made[0]]
+    with pytest.raises(CursorInvalid, match="file-none"):
+        file_ids(database, scope, PageRequest(after="file-none"))
+    with pytest.raises(CursorInvalid), database.read() as session:
+        catalog.list_files(session, other_scope, PageRequest(after=made[1]))
 
 
 def test_documents_are_paged_by_their_files_ids_and_filtered_by_status(
@@ -245,7 +251,7 @@ def test_equal_bytes_of_two_tenants_are_two_blobs(
 
 
 def test_only_new_bytes_are_to_be_kept(database: Database, scope: Scope) -> None:
-    new = catalog.NewFile("a.txt", "assistants", "text/plain", sha256="0" * 64, size_bytes=1)
+    new = catalog.NewFile("a.txt", "assistants", "text/plain", new_blob(scope, "same bytes"))
     with database.write() as session:
         assert catalog.add_file(session, scope, new, now=1.0)[1]
         assert not catalog.add_file(session, scope, new, now=2.0)[1]

@@ -1,18 +1,32 @@
 """Transactions on both databases: consistent reads, writers that wait for each other, errors that undo."""
 
+import fcntl
+import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from sqlalchemy import select, text, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
-from retrieval.database import Database, DatabaseUnavailable, open_database
+from app.storage.migrate import check_schema
+from retrieval.database import (
+    MOST_WAITING,
+    TURN_PATIENCE_S,
+    Database,
+    DatabaseUnavailable,
+    WriteLockHeld,
+    encrypt_database,
+    is_plain_sqlite,
+    open_database,
+)
 from retrieval.scope import Scope
 from retrieval.tables import Collection, Document, DocumentStatus, Tenant
-from tests.retrieval.library import new_collection
+from tests.conftest import tenant_scope
+from tests.retrieval.library import new_collection, shelve
 
 
 def tenant(name: str) -> Tenant:
@@ -110,9 +124,98 @@ def test_an_absent_server_is_told_without_its_password() -> None:
 def test_an_embedded_database_that_is_none_is_told(tmp_path: Path) -> None:
     path = tmp_path / "strongroom.db"
     path.write_bytes(b"this is no database at all" * 100)
-    database = open_database(f"sqlite:///{path}")
-    with pytest.raises(DatabaseUnavailable, match="not a database"):
+    with pytest.raises(DatabaseUnavailable, match="cannot be read as a database"):
+        open_database(f"sqlite:///{path}")
+
+
+KEY = bytes(range(32))
+CANARY = "the heron stood by the weir"
+
+
+def encrypted_with_canary(path: Path, *, rows: int = 1) -> None:
+    database = open_database(f"sqlite:///{path}", key=KEY)
+    with database.write() as session:
+        session.execute(text("create table letters (id integer primary key, text text)"))
+        for _ in range(rows):
+            session.execute(text("insert into letters (text) values (:text)"), {"text": CANARY * 20})
+    database.close()
+
+
+def test_with_a_key_neither_the_database_nor_its_log_can_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "strongroom.db"
+    database = open_database(f"sqlite:///{path}", key=KEY)
+    with database.write() as session:
+        session.execute(text("create table letters (text text)"))
+        session.execute(text("insert into letters values (:text)"), {"text": CANARY})
+    # Open, so that the log is there.
+    files = [each for each in tmp_path.iterdir() if each.is_file()]
+    assert {each.name for each in files} >= {"strongroom.db", "strongroom.db-wal"}
+    assert not any(b"heron" in each.read_bytes() or b"letters" in each.read_bytes() for each in files)
+    database.close()
+    again = open_database(f"sqlite:///{path}", key=KEY)
+    with again.read() as session:
+        assert session.scalar(text("select text from letters")) == CANARY
+    again.close()
+
+
+def test_another_key_than_the_database_s_is_told_and_opens_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "strongroom.db"
+    encrypted_with_canary(path)
+    database = open_database(f"sqlite:///{path}", key=bytes(32))
+    with pytest.raises(DatabaseUnavailable, match=r"other keys than keys/root\.key"):
         database.check()
+    database.close()
+
+
+def test_a_database_that_is_not_as_the_key_says_is_not_opened(tmp_path: Path) -> None:
+    encrypted, plain = tmp_path / "encrypted.db", tmp_path / "plain.db"
+    encrypted_with_canary(encrypted)
+    database = open_database(f"sqlite:///{plain}")
+    with database.write() as session:
+        session.execute(text("create table letters (text text)"))
+    database.close()
+    with pytest.raises(DatabaseUnavailable, match=r"encryption\.enabled"):
+        open_database(f"sqlite:///{encrypted}")
+    with pytest.raises(DatabaseUnavailable, match="strongroom migrate"):
+        open_database(f"sqlite:///{plain}", key=KEY)
+
+
+@pytest.mark.parametrize("place", [20, 3000, 4096 + 17, 4096 * 5 + 2000, -3])
+def test_no_row_is_read_from_a_page_of_which_one_bit_was_flipped(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "strongroom.db"
+    encrypted_with_canary(path, rows=100)
+    stored = bytearray(path.read_bytes())
+    stored[place] ^= 1
+    path.write_bytes(stored)
+    database = open_database(f"sqlite:///{path}", key=KEY)
+    with pytest.raises((DatabaseUnavailable, DatabaseError)), database.read() as session:
+        session.execute(text("select text from letters")).all()
+    database.close()
+
+
+def test_a_plain_database_is_encrypted_with_all_that_it_holds(migrated_sqlite: Path, tmp_path: Path) -> None:
+    path = tmp_path / "strongroom.db"
+    shutil.copy(migrated_sqlite, path)
+    plain = open_database(f"sqlite:///{path}")
+    scope = tenant_scope(plain, "north")
+    collection = new_collection(plain, scope)
+    last = shelve(plain, scope, collection, CANARY, "another")
+    with plain.write() as session:
+        session.execute(text("delete from chunk_log"))
+        session.execute(text("delete from chunks"))
+        session.execute(text("delete from documents"))
+    with pytest.raises(DatabaseUnavailable, match="stop what uses it"):
+        encrypt_database(path, KEY)
+    plain.close()
+    encrypt_database(path, KEY)
+    assert not is_plain_sqlite(path)
+    assert b"heron" not in path.read_bytes()
+    database = open_database(f"sqlite:///{path}", key=KEY)
+    check_schema(database)
+    with database.read() as session:
+        assert session.get(Collection, collection.id) is not None
+    # Ids go on where they were.
+    assert shelve(database, scope, collection, CANARY).id > last.id
     database.close()
 
 
@@ -153,3 +256,82 @@ def test_an_error_does_not_quote_what_was_written(database: Database) -> None:
     with pytest.raises(IntegrityError) as failure, database.write() as session:
         session.add(again)
     assert "the words of a document" not in str(failure.value)
+
+
+def test_a_process_that_writes_without_a_pause_keeps_nobody_out(tmp_path: Path) -> None:
+    """SQLite alone would: here the others waited 2 s for each write. Two databases stand for two processes."""
+    url = f"sqlite:///{tmp_path / 'some.db'}"
+    busy, other = open_database(url), open_database(url)
+    with busy.write() as session:
+        session.execute(text("create table counts (n integer)"))
+    is_over = threading.Event()
+
+    def write_on() -> None:
+        while not is_over.is_set():
+            with busy.write() as session:
+                session.execute(text("insert into counts values (1)"))
+                time.sleep(0.01)
+
+    with ThreadPoolExecutor(4) as pool:
+        writers = [pool.submit(write_on) for _ in range(4)]
+        waits = []
+        for _ in range(10):
+            started = time.monotonic()
+            with other.write() as session:
+                session.execute(text("insert into counts values (2)"))
+            waits.append(time.monotonic() - started)
+        is_over.set()
+        for each in writers:
+            each.result()
+    assert sorted(waits)[5] < 0.2
+    busy.close()
+    other.close()
+
+
+def test_whoever_holds_a_turn_for_long_costs_the_others_their_patience_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was suspended in a write that SQLite does not know of yet, say."""
+    monkeypatch.setattr("retrieval.database.TURN_PATIENCE_S", 0.5)
+    database = open_database(f"sqlite:///{tmp_path / 'some.db'}")
+    with database.write() as session:
+        session.execute(text("create table counts (n integer)"))
+
+    def took_s() -> float:
+        started = time.monotonic()
+        with database.write() as session:
+            session.execute(text("insert into counts values (1)"))
+        return time.monotonic() - started
+
+    for _ in range(2):
+        with (tmp_path / "some.db-turn").open("ab") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            assert took_s() >= 0.5
+            assert max(took_s() for _ in range(5)) < 0.4
+        took_s()
+    database.close()
+
+
+def test_while_somebody_holds_the_write_lock_so_many_wait_and_the_others_are_told_at_once(
+    migrated_sqlite: Path, tmp_path: Path
+) -> None:
+    shutil.copy(migrated_sqlite, tmp_path / "strongroom.db")
+    database = open_database(f"sqlite:///{tmp_path / 'strongroom.db'}")
+
+    def write(_: int) -> str:
+        try:
+            with database.write() as session:
+                session.execute(text("select 1"))
+        except WriteLockHeld:
+            return "told"
+        return "done"
+
+    with ThreadPoolExecutor(MOST_WAITING + 4) as writers:
+        with database.write() as session:
+            session.execute(text("select 1"))
+            asked = [writers.submit(write, number) for number in range(MOST_WAITING + 4)]
+            wait(asked, timeout=5, return_when=FIRST_COMPLETED)
+            time.sleep(2 * TURN_PATIENCE_S)
+            assert [each.result() for each in asked if each.done()] == ["told"] * 4
+        assert sorted(each.result() for each in asked) == ["done"] * MOST_WAITING + ["told"] * 4
+    database.close()

@@ -16,8 +16,9 @@ from retrieval.rankings import Fusion
 from retrieval.scope import Scope
 from retrieval.search import (
     EmbeddingModelChanged,
-    EmbeddingModelRemoved,
+    EmbeddingModelUnavailable,
     FoundChunk,
+    QueryCut,
     Searcher,
     SearchMode,
     SearchOptions,
@@ -99,6 +100,35 @@ async def test_what_was_committed_is_found_and_what_was_deleted_is_not(
         with database.write() as session:
             catalog.delete_document(session, scope, collection.id, document.file_id)
         assert await texts(searcher, scope, "vault", options) == []
+
+
+async def test_a_section_that_was_heard_lets_others_speak(
+    database: Database, scope: Scope, searcher: Searcher
+) -> None:
+    """Two chunks of one section answer; one of another section does so in more words than they."""
+    collection = new_collection(database, scope)
+    opening = [f"The vault opens at nine in {month}." for month in ("May", "June")]
+    shelve(database, scope, collection, *opening, headings=["Hours"])
+    longer = "The vault opens at nine to those in the hall."
+    shelve(database, scope, collection, longer, headings=["Keys"])
+    shelve(
+        database, scope, collection, WHALES, "Krill feeds on algae, and the vault is dry.", headings=["Sea"]
+    )
+    query = "vault opens at nine"
+    found = (await searcher.search(scope, query, options=SearchOptions(limit=2))).chunks
+    assert [chunk.headings for chunk in found] == [("Hours",), ("Keys",)]
+    plain = (
+        await searcher.search(scope, query, options=SearchOptions(limit=2, mode=SearchMode.KEYWORD))
+    ).chunks
+    assert [chunk.headings for chunk in plain] == [("Hours",), ("Hours",)]
+
+
+async def test_words_of_a_file_s_name_find_it(database: Database, scope: Scope, searcher: Searcher) -> None:
+    collection = new_collection(database, scope)
+    shelve(database, scope, collection, WHALES, filename="notes.txt")
+    shelve(database, scope, collection, KEY, filename="castle_2018_inventory.txt")
+    options = SearchOptions(mode=SearchMode.KEYWORD)
+    assert await texts(searcher, scope, "inventory of 2018", options) == [KEY]
 
 
 async def test_what_is_not_committed_is_not_found(
@@ -285,14 +315,20 @@ async def test_weights_move_a_hybrid_search_between_meaning_and_words(
     assert (await scores(0.0, SearchMode.VECTOR))[NINE] < 1.0
 
 
-async def test_vector_scores_are_cosines_and_the_best_is_told(
+async def test_vector_scores_are_cosines_and_signals_of_evidence_are_told_to_who_asks(
     database: Database, scope: Scope, searcher: Searcher
 ) -> None:
     shelve(database, scope, new_collection(database, scope), NINE, WHALES)
-    found = await searcher.search(scope, NINE, options=SearchOptions(mode=SearchMode.VECTOR))
-    assert found.chunks[0].score == found.best_similarity == pytest.approx(1.0, abs=1e-3)
-    nothing = await searcher.search(scope, NINE, collection_ids=[])
-    assert nothing.best_similarity == 0.0
+    weighing = SearchOptions(mode=SearchMode.VECTOR, weighs=True)
+    found = await searcher.search(scope, NINE, options=weighing)
+    assert found.chunks[0].score == pytest.approx(1.0, abs=1e-3)
+    assert found.signals is not None
+    assert found.signals.nearness == pytest.approx(1.0, abs=1e-3)
+    assert found.signals.words == 1.0
+    nothing = await searcher.search(scope, NINE, collection_ids=[], options=weighing)
+    assert nothing.signals is not None
+    assert nothing.signals.nearness == nothing.signals.words == 0.0
+    assert (await searcher.search(scope, NINE)).signals is None
 
 
 async def test_the_reranker_reads_headings_and_shares_the_verdict(database: Database, scope: Scope) -> None:
@@ -401,17 +437,74 @@ async def test_a_collection_whose_model_is_gone_is_refused_with_what_to_do(
     maps = new_collection(database, scope, "maps", embedding_model="small")
     assert await texts(searcher, scope, "vault") == []
     shelve(database, scope, maps, NINE, fingerprint="small", dimensions=16)
-    with pytest.raises(EmbeddingModelRemoved, match=rf"{maps.id}.*'small'.*models.embedding"):
+    with pytest.raises(EmbeddingModelUnavailable, match=rf"{maps.id}.*'small'.*models.embedding.*keyword"):
         await searcher.search(scope, "vault")
     assert await texts(searcher, scope, "vault", SearchOptions(mode=SearchMode.KEYWORD)) == [NINE]
 
 
-async def test_a_query_longer_than_the_models_read_is_cut(database: Database, scope: Scope) -> None:
+async def test_a_model_that_does_not_answer_is_named_with_its_store(
+    database: Database, scope: Scope, embedder: FakeEmbedder, searcher: Searcher
+) -> None:
+    letters = new_collection(database, scope)
+    shelve(database, scope, letters, NINE)
+    embedder.failure = ModelUnavailable("The models server is not reachable.")
+    with pytest.raises(EmbeddingModelUnavailable, match=rf"{letters.id}.*'fake'.*not reachable"):
+        await searcher.search(scope, "vault")
+    assert await texts(searcher, scope, "vault", SearchOptions(mode=SearchMode.KEYWORD)) == [NINE]
+
+
+async def test_a_query_longer_than_the_models_read_is_cut_and_that_is_told(
+    database: Database, scope: Scope
+) -> None:
     shelve(database, scope, new_collection(database, scope), NINE)
     reranker = FakeReranker(max_tokens=8)
     searcher = searcher_of(database, FakeEmbedder(max_tokens=8), reranker=reranker)
-    assert await texts(searcher, scope, "vault " * 100) == [NINE]
+    found = await searcher.search(scope, "vault " * 100)
+    assert [chunk.text for chunk in found.chunks] == [NINE]
+    assert found.cuts == (QueryCut("fake", tokens=100, max_tokens=8),)
     assert reranker.salts == [scope.tenant_id]
+    assert (await searcher.search(scope, "vault")).cuts == ()
+
+
+async def test_a_hit_tells_what_each_stage_said_of_it(database: Database, scope: Scope) -> None:
+    collection = new_collection(database, scope)
+    shelve(database, scope, collection, NINE, KEY, WHALES)
+    searcher = searcher_of(database, FakeEmbedder(), reranker=FakeReranker())
+    query = "the vault opens"
+    found = (await searcher.search(scope, query)).chunks
+    plain = (await searcher.search(scope, query, options=SearchOptions(rerank=False))).chunks
+    for mode, score, rank in (
+        (SearchMode.VECTOR, "dense_score", "dense_rank"),
+        (SearchMode.KEYWORD, "keyword_score", "keyword_rank"),
+    ):
+        alone = (await searcher.search(scope, query, options=SearchOptions(mode=mode, rerank=False))).chunks
+        ranks = {chunk.chunk_id: place for place, chunk in enumerate(alone, 1)}
+        assert {chunk.chunk_id: getattr(chunk, rank) for chunk in found if getattr(chunk, rank)} == ranks
+        own = {chunk.chunk_id: getattr(chunk, score) for chunk in alone}
+        for chunk in found:
+            assert getattr(chunk, score) == own.get(chunk.chunk_id)
+    assert [(chunk.chunk_id, chunk.fused_score, chunk.fused_rank) for chunk in plain] == [
+        (chunk.chunk_id, chunk.score, rank) for rank, chunk in enumerate(plain, 1)
+    ]
+    assert all(chunk.rerank_score is None for chunk in plain)
+    assert {chunk.text: chunk.rerank_score for chunk in found} == {
+        NINE: pytest.approx(1.0),
+        KEY: pytest.approx(1 / 3),
+        WHALES: 0.0,
+    }
+
+
+async def test_cosines_of_two_models_are_told_as_each_gives_them(database: Database, scope: Scope) -> None:
+    shelve(database, scope, new_collection(database, scope), NINE, WHALES)
+    maps = new_collection(database, scope, "maps", embedding_model="small")
+    shelve(database, scope, maps, NINE, WHALES, fingerprint="small", dimensions=16)
+    searcher = searcher_of(
+        database, FakeEmbedder(), FakeEmbedder(name="small", fingerprint="small", dimensions=16)
+    )
+    found = (await searcher.search(scope, NINE)).chunks
+    same = [chunk.dense_score for chunk in found if chunk.text == NINE]
+    assert same == [pytest.approx(1.0, abs=1e-3)] * 2
+    assert sorted(chunk.dense_rank or 0 for chunk in found) == [1, 2, 3, 4]
 
 
 def hash_chunks(database: Database) -> None:

@@ -12,8 +12,8 @@ from retrieval.blobs import BlobStore
 from retrieval.database import Database
 from retrieval.rankings import IndexedChunk
 from retrieval.scope import Scope
-from retrieval.tables import Chunk, ChunkLog, Collection, File
-from retrieval.verify import UPLOAD_S, differences
+from retrieval.tables import Blob, Chunk, ChunkLog, Collection, DeletedKind, Deletion, File
+from retrieval.verify import UPLOAD_S, differences, repair
 from retrieval.views import CollectionView, IndexViews
 from tests.retrieval.library import chunk_ids, new_collection, shelve
 
@@ -32,9 +32,9 @@ class Stack:
         self.first, self.second = sorted(chunk_ids(database, self.collection))
         with database.read() as session:
             self.blob_id = session.get_one(File, self.document.file_id).blob_id
-        with self.blobs.receive(limit_bytes=1000) as receiver:
+        with self.blobs.receive(limit_bytes=1000, blob_id=self.blob_id) as receiver:
             receiver.write("\n\n".join(TEXTS).encode())
-            self.blobs.keep(receiver.finish(), self.blob_id)
+            self.blobs.keep(receiver.finish())
 
     def view(self) -> CollectionView:
         with self.database.read() as session:
@@ -100,9 +100,9 @@ def test_a_changed_blob_is_found(stack: Stack) -> None:
 
 
 def test_a_blob_that_belongs_to_no_file_is_found(stack: Stack) -> None:
-    with stack.blobs.receive(limit_bytes=10) as receiver:
+    with stack.blobs.receive(limit_bytes=10, blob_id="blob-orphan") as receiver:
         receiver.write(b"left")
-        stack.blobs.keep(receiver.finish(), "blob-orphan")
+        stack.blobs.keep(receiver.finish())
     assert stack.differences() == []  # it may be an upload that commits in a moment
     long_ago = time.time() - UPLOAD_S
     os.utime(stack.blobs.path("blob-orphan"), (long_ago, long_ago))
@@ -115,3 +115,36 @@ def test_no_sentence_quotes_a_document(stack: Stack) -> None:
     stack.view().keywords.apply(added=(), removed=[stack.first, stack.second])
     told = " ".join(stack.differences())
     assert not any(word in told for text in TEXTS for word in text.split() if len(word) > 4)
+
+
+def test_what_was_deleted_and_is_back_is_found_and_goes_again(stack: Stack) -> None:
+    """As when rows are put back by hand."""
+    document = stack.document
+    with stack.database.write() as session:
+        session.add(Deletion(kind=DeletedKind.FILE, object_id=document.file_id, tenant_id=document.tenant_id))
+    assert stack.differences() == [f"{document.file_id}: this file was deleted, and is there again."]
+    repair(stack.database, stack.blobs, stack.views)
+    assert stack.differences() == []
+    assert list(stack.blobs.ids()) == []
+
+
+def test_repair_heals_indexes_logs_and_bytes_of_nobody_from_sql(stack: Stack) -> None:
+    stack.view().keywords.apply(added=(), removed=[stack.first])
+    with stack.database.write() as session:
+        log_chunk = ChunkLog.chunk_id == stack.second
+        session.execute(delete(ChunkLog).where(log_chunk))
+        session.add(Blob(id="blob-unused", tenant_id=stack.document.tenant_id, digest="0", size_bytes=0))
+    with stack.blobs.receive(limit_bytes=10, blob_id="blob-orphan") as receiver:
+        receiver.write(b"left")
+        stack.blobs.keep(receiver.finish())
+    long_ago = time.time() - UPLOAD_S
+    os.utime(stack.blobs.path("blob-orphan"), (long_ago, long_ago))
+    assert len(stack.differences()) >= 4
+    repair(stack.database, stack.blobs, stack.views)
+    assert stack.differences() == []
+
+
+def test_repair_leaves_what_only_a_backup_can_heal_and_it_stays_named(stack: Stack) -> None:
+    stack.blobs.path(stack.blob_id).write_bytes(b"something else")
+    repair(stack.database, stack.blobs, stack.views)
+    assert stack.differences() == [f"{stack.blob_id}: the file's bytes have changed."]

@@ -38,9 +38,11 @@ def loopback_socket() -> socket.socket:
 
 
 @asynccontextmanager
-async def served(app: ASGIApp, *, is_started: bool = False) -> AsyncIterator[str]:
+async def served(
+    app: ASGIApp, *, is_started: bool = False, bound: socket.socket | None = None
+) -> AsyncIterator[str]:
     """The app's URL, served by uvicorn in this event loop, which also starts the app unless that was done."""
-    bound = loopback_socket()
+    bound = bound or loopback_socket()
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off" if is_started else "on"))
     # Signals belong to pytest, so not `serve`, which takes them.
     serving = asyncio.create_task(server._serve([bound]))
@@ -131,6 +133,7 @@ class SmallLoaded:
     backend: str = "small"
     threads: int = 1
     limits_hint: int | None = None
+    express: None = None
 
     def close(self) -> None:
         self.on_close()
@@ -165,7 +168,7 @@ class SmallSource:
         card: Card = (
             EmbeddingModel(self.alias, self.fingerprint, self.model.width, self.model.max_tokens, words)
             if self.kind is Kind.EMBEDDING
-            else RerankingModel(self.alias, self.model.max_tokens, words)
+            else RerankingModel(self.alias, self.fingerprint, self.model.max_tokens, words)
         )
         return SmallLoaded((self.model,), card, self.memory_bytes, self._count_close)
 

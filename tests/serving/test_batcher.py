@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from serving.batching.batcher import Batcher, BatchReport, Limits, RowCache, Rows
+from serving.batching.cost import CostModel
 from serving.protocols import Lane, ModelUnavailable, Overloaded, ServingError, TextRefused, TextTooLong
 from tests.serving.length_model import Gate, LengthModel, rows_of
 
@@ -187,6 +188,62 @@ async def test_a_free_replica_runs_what_a_busy_one_had_prefetched() -> None:
         assert (await asyncio.wait_for(waiting, 10)).tolist() == rows_of(several(5, 2))
         gates[holder].open()
         await asyncio.gather(*calls)
+
+
+async def test_people_have_the_express_replica_to_themselves_and_wait_for_no_batch_of_machines() -> None:
+    model, express = LengthModel(), LengthModel()
+    async with batcher_of(model, express=express, limits=replace(ROOMY, max_batch_texts=2)) as batcher:
+        gate, first = await held(batcher, model)
+        bulk = await prefetched(batcher, several(50, 6), Lane.BULK)
+        express.batches.clear()
+        for number in range(3):
+            rows = await asyncio.wait_for(batcher.run([f"7#{number}"], lane=Lane.INTERACTIVE), 10)
+            assert rows.tolist() == rows_of([f"7#{number}"])
+        assert express.batches == [[7], [7], [7]]
+        assert model.batches == []
+        gate.open()
+        await asyncio.gather(first, bulk)
+    assert express.batches == [[7], [7], [7]]
+    assert model.batches == [[50, 50], [50, 50], [50, 50]]
+
+
+async def test_what_is_more_than_the_express_replica_can_take_runs_on_the_others() -> None:
+    model, express = LengthModel(), LengthModel()
+    async with batcher_of(model, express=express, limits=replace(ROOMY, max_batch_texts=2)) as batcher:
+        gate = Gate()
+        express.on_forward = gate
+        model.batches.clear()
+        first = asyncio.create_task(batcher.run(["9999"], lane=Lane.INTERACTIVE))
+        assert await asyncio.to_thread(gate.reached.wait, 10)
+        rows = await asyncio.wait_for(batcher.run(["7"], lane=Lane.INTERACTIVE), 10)
+        assert rows.tolist() == rows_of(["7"])
+        assert model.batches == [[7]]
+        gate.open()
+        await first
+
+
+async def test_who_has_no_express_replica_left_is_served_by_the_others_and_the_other_way_round() -> None:
+    model, express = LengthModel(), LengthModel()
+    async with batcher_of(model, express=express) as batcher:
+        for failing, lane in ((express, Lane.INTERACTIVE), (model, Lane.BULK)):
+            failing.on_forward = fails
+            rows = await asyncio.wait_for(batcher.run(several(5, 3), lane=lane), 10)
+            assert rows.tolist() == rows_of(several(5, 3))
+            failing.on_forward = lambda _: None
+            await until(lambda: batcher.replica_faults == (None, None))
+
+
+async def test_a_person_with_a_deadline_is_not_refused_for_what_machines_compute() -> None:
+    model, express = LengthModel(), LengthModel()
+    async with batcher_of(model, express=express) as batcher:
+        batcher._forecast.cost = CostModel(overhead_s=0.01, token_s=0.001)
+        gate, first = await held(batcher, model)
+        rows = await batcher.run(["7"], lane=Lane.INTERACTIVE, deadline_s=1.0)
+        assert rows.tolist() == rows_of(["7"])
+        with pytest.raises(Overloaded):
+            await batcher.run(["7#bulk"], lane=Lane.BULK, deadline_s=1.0)
+        gate.open()
+        await first
 
 
 async def test_bulk_gets_a_share_of_a_flood_of_people_and_people_still_go_first() -> None:
@@ -729,9 +786,11 @@ async def test_a_model_with_a_replica_that_fails_on_the_probe_does_not_start(fai
 
     models = [LengthModel(), LengthModel()]
     models[failing].on_forward = broken
+    batcher = batcher_of(*models)
     with pytest.raises(ModelUnavailable, match="no kernel image"):
-        async with batcher_of(*models):
+        async with batcher:
             pass
+    assert "no kernel image" in str(batcher.replica_faults[failing]), "trying again hides no reason"
 
 
 async def test_batches_shrink_to_the_time_that_a_person_may_wait() -> None:

@@ -112,7 +112,14 @@ def lanes_with(**waiting: int) -> dict[Lane, LaneQueue]:
 
 def test_an_idle_replica_takes_as_long_as_the_request_itself(forecast: Forecast) -> None:
     idle = forecast.finish_s(
-        Lane.BULK, texts=1, tokens=50, lanes=lanes_with(), running=[None], prefetched=[None], now=0.0
+        Lane.BULK,
+        texts=1,
+        tokens=50,
+        lanes=lanes_with(),
+        running=[None],
+        prefetched=[None],
+        at_once=1,
+        now=0.0,
     )
     assert idle == pytest.approx(0.06)
 
@@ -121,7 +128,7 @@ def test_what_runs_and_what_waits_above_is_done_first_and_what_waits_below_is_no
     lanes = lanes_with(interactive=20, bulk=40, background=9000)
     running = [batch_of(Lane.BACKGROUND, 90, started=0.0)]
     finish_s = forecast.finish_s(
-        Lane.BULK, texts=1, tokens=50, lanes=lanes, running=running, prefetched=[None], now=0.04
+        Lane.BULK, texts=1, tokens=50, lanes=lanes, running=running, prefetched=[None], at_once=1, now=0.04
     )
     # 60 ms of the running batch, 30 ms, 50 ms, its own 60 ms; background takes .1 s in 5.1 s.
     assert finish_s == pytest.approx((0.06 + 0.03 + 0.05 + 0.06) / (1 - 0.1 / 5.1))
@@ -136,6 +143,7 @@ def test_a_prefetched_batch_of_a_lower_lane_counts_only_when_it_is_due(forecast:
             lanes=lanes_with(),
             running=[None],
             prefetched=[batch_of(Lane.BULK, 90, due=due)],
+            at_once=1,
             now=0.0,
         )
 
@@ -152,6 +160,7 @@ def test_replicas_share_the_work_but_not_the_last_batch(forecast: Forecast) -> N
             lanes=lanes_with(),
             running=[None, batch_of(Lane.BULK, 90)],
             prefetched=[None, None],
+            at_once=2,
             now=0.0,
         )
 
@@ -163,7 +172,12 @@ def test_replicas_share_the_work_but_not_the_last_batch(forecast: Forecast) -> N
 
 def test_a_batch_that_is_overdue_is_expected_to_be_so_for_as_long_again(forecast: Forecast) -> None:
     finish_s = forecast.finish_s(
-        Lane.BULK, lanes=lanes_with(), running=[batch_of(Lane.BULK, 90)], prefetched=[None], now=0.7
+        Lane.BULK,
+        lanes=lanes_with(),
+        running=[batch_of(Lane.BULK, 90)],
+        prefetched=[None],
+        at_once=1,
+        now=0.7,
     )
     assert finish_s == pytest.approx(0.6)
 

@@ -75,23 +75,30 @@ STEPS = st.one_of(
 @given(
     steps=st.lists(STEPS, max_size=25),
     replicas=st.integers(1, 3),
+    has_express=st.booleans(),
     remember=st.booleans(),
     deadly=st.booleans(),
 )
 def test_each_call_ends_with_exactly_its_rows_or_one_error(
-    steps: list[Arrive | Depart | RunBatches], replicas: int, remember: bool, deadly: bool
+    steps: list[Arrive | Depart | RunBatches], replicas: int, has_express: bool, remember: bool, deadly: bool
 ) -> None:
-    asyncio.run(_play(steps, replicas=replicas, remember=remember, deadly=deadly))
+    asyncio.run(_play(steps, replicas, has_express=has_express, remember=remember, deadly=deadly))
 
 
 async def _play(
-    steps: list[Arrive | Depart | RunBatches], *, replicas: int, remember: bool, deadly: bool
+    steps: list[Arrive | Depart | RunBatches],
+    replicas: int,
+    *,
+    has_express: bool,
+    remember: bool,
+    deadly: bool,
 ) -> None:
     permits = threading.Semaphore(0)
-    models = [SteppedModel(permits=permits) for _ in range(replicas)]
+    models = [SteppedModel(permits=permits) for _ in range(replicas + has_express)]
+    express = models[-1] if has_express else None
     calls: list[tuple[list[str], asyncio.Task[Any]]] = []
     cache = RowCache(5_000) if remember else None
-    async with Batcher(models, probe="1", limits=LIMITS, cache=cache) as batcher:
+    async with Batcher(models[:replicas], probe="1", express=express, limits=LIMITS, cache=cache) as batcher:
         for model in models:
             model.batches.clear()
             model.stepped = True
@@ -149,7 +156,7 @@ def _check(texts: list[str], result: Any, *, deadly: bool) -> None:
 
 
 async def test_many_callers_at_random_times_on_real_threads() -> None:
-    """Three replicas that take random times, departures, deadlines, poison and repeated texts."""
+    """Three replicas, one for people alone, that take random times; departures, deadlines, poison, repeated texts."""
     source = random.Random(5)
 
     def work(lengths: list[int]) -> None:
@@ -161,7 +168,12 @@ async def test_many_callers_at_random_times_on_real_threads() -> None:
     reports: list[BatchReport] = []
     limits = replace(LIMITS, max_batch_tokens=400, max_batch_texts=16, sorting_window=32)
     async with Batcher(
-        models, probe="1", limits=limits, cache=RowCache(20_000), on_batch=reports.append
+        models[:2],
+        probe="1",
+        express=models[2],
+        limits=limits,
+        cache=RowCache(20_000),
+        on_batch=reports.append,
     ) as batcher:
 
         async def call(number: int) -> str:

@@ -238,6 +238,31 @@ async def test_a_deadline_that_cannot_be_met_is_refused_before_waiting() -> None
             await finish(*waiting)
 
 
+async def test_who_has_work_to_do_first_is_told_before_it() -> None:
+    def must_have_room(gateway: Gateway, model: str = "scripted", deadline_s: float | None = None) -> None:
+        gateway.must_have_room(model, tenant="", lane=Lane.INTERACTIVE, deadline_s=deadline_s)
+
+    async with (
+        ScriptedEngine(before_first_s=0.2) as engine,
+        pool(engine, max_in_flight=1, max_queued=6) as gateway,
+    ):
+        await ask(gateway)
+        async with busy(engine, gateway):
+            must_have_room(gateway, deadline_s=0.1)
+            waiting = [asyncio.create_task(ask(gateway)) for _ in range(5)]
+            await queued(gateway, 5)
+            must_have_room(gateway)
+            with pytest.raises(Overloaded):
+                must_have_room(gateway, deadline_s=0.5)
+            waiting.append(asyncio.create_task(ask(gateway)))
+            await queued(gateway, 6)
+            with pytest.raises(Overloaded) as refusal:
+                must_have_room(gateway)
+            assert refusal.value.retry_after_s >= 1
+            must_have_room(gateway, model="another")
+            await finish(*waiting)
+
+
 async def test_a_deadline_that_passes_while_waiting_is_overload_and_frees_the_place() -> None:
     async with ScriptedEngine() as engine, pool(engine, max_in_flight=1) as gateway, busy(engine, gateway):
         with pytest.raises(Overloaded):

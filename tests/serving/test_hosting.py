@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from app.models_role import create_models_app
+from app.running.models_role import create_models_app
 from app.settings import Settings
 from serving.batching.batcher import Rows
 from serving.client import ModelsClient

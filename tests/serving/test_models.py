@@ -1,9 +1,11 @@
 """What the loaders accept and tell of a model; that its backends agree is in tests/contracts/test_backends.py."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from serving.models.embedding import load_embedding_model, unit_rows
 from serving.models.hardware import usable_cores
 from serving.models.loading import ModelLoadError, fingerprint_of
 from serving.models.network import Replica
+from serving.models.openvino_backend import BULK_NICENESS
 from serving.models.reranking import load_reranking_model, scores_of
 from serving.models.starting import take_reading
 from serving.protocols import Backend, Device, Precision
@@ -82,6 +85,35 @@ def test_replicas_compute_side_by_side_what_one_computes(backend: Backend) -> No
         for several in threads.map(run_often, model.replicas):
             for rows in several:
                 np.testing.assert_allclose(rows, expected, atol=1e-5)
+
+
+@needs_minilm
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has threads of different niceness")
+def test_the_express_replica_computes_the_same_in_threads_that_go_before_the_others() -> None:
+    model = load_embedding_model(str(MINILM), name="minilm", backend=Backend.OPENVINO)
+    assert model.express is not None
+    rows = []
+    for replica, niceness in ((model.replicas[0], BULK_NICENESS), (model.express, os.nice(0))):
+        batch = replica.encode(TEXTS * 4)
+        before = cpu_by_niceness()
+        rows.append(replica.forward(replica.collate(batch)))
+        spent = cpu_by_niceness() - before
+        assert spent[niceness] > 0.9 * spent.total() > 0
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
+@needs_minilm
+def test_only_openvino_can_let_a_replica_go_first() -> None:
+    assert load_embedding_model(str(MINILM), name="minilm", backend=Backend.TORCH).express is None
+
+
+def cpu_by_niceness() -> Counter[int]:
+    """Ticks that the threads of this process have computed, by their niceness."""
+    ticks = Counter[int]()
+    for thread in Path("/proc/self/task").iterdir():
+        fields = (thread / "stat").read_text().rpartition(")")[2].split()
+        ticks[int(fields[16])] += int(fields[11]) + int(fields[12])
+    return ticks
 
 
 @needs_minilm

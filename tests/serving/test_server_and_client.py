@@ -373,6 +373,23 @@ async def test_a_text_that_comes_again_is_answered_from_the_cache_for_its_own_te
         )
 
 
+async def test_a_pair_that_comes_again_is_answered_from_the_cache_for_its_own_tenant_and_query_only() -> None:
+    source = SmallSource(kind=Kind.RERANKING)
+    async with serving(source, cache=RowCache(MIB)) as it:
+        reranker = it.client.reranker("small")
+
+        async def computed_for(query: str, texts: list[str], tenant: str) -> int:
+            before = source.model.computed
+            scores = await reranker.score(query, texts, lane=Lane.BULK, cache_salt=tenant)
+            assert scores.tolist() == [float(query)] * len(texts)
+            return source.model.computed - before
+
+        assert await computed_for("7", ["a key", "a hall"], "north") == 2
+        assert await computed_for("7", ["a hall", "a lamp", "a key"], "north") == 1
+        assert await computed_for("8", ["a hall", "a key"], "north") == 2
+        assert await computed_for("7", ["a hall", "a key"], "south") == 2
+
+
 async def test_no_server_is_unavailable() -> None:
     async with ModelsClient("http://127.0.0.1:9") as client:
         with pytest.raises(ModelUnavailable, match="not reachable"):

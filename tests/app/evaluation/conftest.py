@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
-from app.remote import Remote
-from app.services import keys_dir
+from app.commands.remote import Remote
+from app.storage.opening import keys_dir
 from tests.app.conftest import Api
 from tests.serving.hosting import served
 

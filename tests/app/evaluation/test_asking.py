@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
+from app.commands.remote import RemoteRefused, RemoteUnreachable
 from app.evaluation.asking import QuestionRefused, in_parallel, patiently, stage_ms
-from app.remote import RemoteRefused, RemoteUnreachable
 
 
 async def test_a_server_with_too_much_to_do_is_asked_again() -> None:

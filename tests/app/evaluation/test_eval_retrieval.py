@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.terminal import console
 from app.evaluation.beir import file_name, read_beir
 from app.evaluation.retrieval import ingest_corpus
 from app.evaluation.runs import BEGUN, OUTCOMES, REPORT, RUN, read_run
-from app.terminal import console
 from tests.app.evaluation.beir_folder import DOCUMENTS, JUDGED, write_beir
 from tests.app.evaluation.conftest import Commands
 from tests.app.evaluation.test_runs import check_is_harmless

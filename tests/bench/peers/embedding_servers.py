@@ -87,7 +87,7 @@ def strongroom(
         "CACHE_MIB": "0",
     }
     environment = {f"STRONGROOM_MODELS__{key}": value for key, value in settings.items()}
-    command = [sys.executable, "-m", "app.models_role"]
+    command = [sys.executable, "-m", "app.running.models_role"]
     with running(command, ready=f"{url}/ready", log=logs / f"{name}.log", environment=environment):
         yield EmbeddingServer(name, url, "/embed", _as_strongroom, _from_bytes)
 

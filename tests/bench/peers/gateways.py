@@ -39,9 +39,9 @@ class Gateway:
 
 
 @contextmanager
-def mock_engine(folder: Path) -> Iterator[Gateway]:
+def mock_engine(folder: Path, *options: str) -> Iterator[Gateway]:
     port, url = _address()
-    command = [sys.executable, "-m", "tests.bench.mock_engine", "--port", str(port)]
+    command = [sys.executable, "-m", "tests.bench.mock_engine", "--port", str(port), *options]
     with running(command, ready=f"{url}/health", log=folder / "mock-engine.log"):
         yield Gateway("direct", url)
 

@@ -14,7 +14,7 @@ from tests.stack import ROOT
 
 ENVIRONMENTS = ROOT / ".bench" / "peers"
 PINNED = Path(__file__).parent
-PEERS = ("vllm-router", "litellm", "bentoml", "infinity", "ogx")
+PEERS = ("vllm-router", "litellm", "bentoml", "infinity", "ogx", "chroma", "lancedb")
 FAILURE = "not-installed.txt"
 DONE = "installed.txt"
 

@@ -140,6 +140,12 @@ async def closed_loop(
     return answers
 
 
+async def closed_loops(asked: Mapping[str, Sequence[bytes]], *, at_once: int, seconds: float) -> list[Answer]:
+    """A closed loop for each URL with its requests, side by side."""
+    loops = (closed_loop(url, requests, at_once=at_once, seconds=seconds) for url, requests in asked.items())
+    return list(itertools.chain(*await asyncio.gather(*loops)))
+
+
 async def open_loop(url: str, request: bytes, *, a_second: float, seconds: float) -> list[Answer]:
     """As `at_rate`, one request over and over."""
     return await at_rate(url, [request] * int(a_second * seconds), a_second=a_second)

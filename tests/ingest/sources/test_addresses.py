@@ -1,7 +1,7 @@
 """Which addresses are sources, and which of them may be added without the owner's hand (A12)."""
 
 import re
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import pytest
 from ingest.sources.addresses import Allowed, check_allowed, check_backend, read_address
 from ingest.sources.entries import BackendMissing, SourceRefused
 
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
 HOSTS = Allowed(hosts=frozenset({"files.example.org", "s3.amazonaws.com", "minio.local"}))
 
 
@@ -108,19 +109,20 @@ def test_folders_are_allowed_below_the_roots_only_also_behind_links(tmp_path: Pa
     ("url", "options", "package", "extra"),
     [
         ("s3://b/x", {}, "s3fs", "sources-s3"),
-        ("gs://b/x", {}, "gcsfs", "sources-gcs"),
-        ("az://b/x", {"account_name": "x"}, "adlfs", "sources-azure"),
-        ("sftp://h/x", {"host_key": "ssh-ed25519 AA"}, "paramiko", "sources-sftp"),
-        ("webdavs://h/x", {}, "webdav4", "sources-webdav"),
-        ("smb://h/share", {}, "smbclient", "sources-smb"),
+        ("gs://b/x", {}, "gcsfs.core", "sources-gcs"),
+        ("az://b/x", {"account_name": "x"}, "azure.storage.blob", "sources-azure"),
+        ("sftp://h/x", {"host_key": HOST_KEY}, "paramiko", "sources-sftp"),
+        ("webdavs://h/x", {}, "webdav4.client", "sources-webdav"),
+        ("smb://h/share", {"username": "a", "password": "b"}, "smbclient", "sources-smb"),
     ],
 )
 def test_a_missing_package_is_named_by_its_extra(
-    url: str, options: dict[str, str], package: str, extra: str
+    url: str, options: dict[str, str], package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if find_spec(package) is not None:
-        check_backend(read_address(url, options))
-        return
+    # As Python has it where a package is not installed; what imports it is imported again.
+    monkeypatch.setitem(sys.modules, package, None)
+    for module in ("s3_buckets", "google_buckets", "blobs", "secure_shell", "webdav", "shares"):
+        monkeypatch.delitem(sys.modules, f"ingest.sources.{module}", raising=False)
     with pytest.raises(BackendMissing, match=re.escape(f"strongroom[{extra}]")):
         check_backend(read_address(url, options))
 
@@ -128,6 +130,26 @@ def test_a_missing_package_is_named_by_its_extra(
 def test_sftp_needs_the_hosts_key() -> None:
     with pytest.raises(SourceRefused, match="ssh-keyscan"):
         check_backend(read_address("sftp://h/x", {"username": "a", "password": "b"}))
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "reason"),
+    [
+        ("s3://b", {"key": "x"}, "both key and secret"),
+        ("az://b", {"account_key": "eA=="}, "needs account_name"),
+        ("az://b", {"account_name": "x", "account_key": "?"}, "not Base64"),
+        ("az://b", {"account_name": "x", "client_id": "x"}, "tenant_id"),
+        ("sftp://h/x", {"host_key": "ssh-ed25519 AA"}, "host_key cannot be read"),
+        ("sftp://h/x", {"host_key": "none"}, "ssh-keyscan"),
+        ("smb://h/share", {}, "username and password"),
+        ("smb://h/", {"username": "a", "password": "b"}, "name a share"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_when_they_are_given(
+    url: str, options: dict[str, str], reason: str
+) -> None:
+    with pytest.raises(SourceRefused, match=reason):
+        check_backend(read_address(url, options))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from ingest.sources.addresses import open_source, read_address
 from ingest.sources.entries import Source, SourceRefused, SourceUnavailable
+from ingest.sources.faults import Faults
 from ingest.sources.remote import RemoteFolder
 from retrieval.database import Database
 from retrieval.scope import Scope
@@ -41,14 +42,23 @@ class Bucket(MemoryFileSystem):  # type: ignore[misc]
         self.pseudo_dirs = [""]
         self.opened: list[str] = []
         self.broken = False
+        self.unreadable = False
+        self.has_expired = False
+
+    def info(self, path: str, **kwargs: Any) -> Any:
+        if self.has_expired and path == "/bucket/letters":
+            raise PermissionError("ExpiredToken")
+        return super().info(path, **kwargs)
 
     def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
         self.opened.append(path)
+        if self.unreadable:
+            raise PermissionError("AccessDenied")
         return super()._open(path, *args, **kwargs)
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
         if self.broken and path.endswith("deep"):
-            raise PermissionError("AccessDenied for key hunter22")
+            raise OSError("SlowDown for key hunter22 at http://bucket?sig=hunter23")
         return super().ls(path, detail=detail, **kwargs)
 
 
@@ -59,7 +69,12 @@ def bucket() -> Bucket:
 
 @pytest.fixture
 def watched_bucket(bucket: Bucket, database: Database, scope: Scope, tmp_path: Path) -> Watched:
-    return Watched(database, scope, tmp_path, RemoteFolder(bucket, "/bucket/letters", secrets=["hunter22"]))
+    return Watched(
+        database,
+        scope,
+        tmp_path,
+        RemoteFolder(bucket, "/bucket/letters", bucket="/bucket", faults=Faults(["hunter22"])),
+    )
 
 
 async def test_a_bucket_is_followed_by_its_tags(watched_bucket: Watched, bucket: Bucket) -> None:
@@ -85,10 +100,49 @@ async def test_a_listing_that_fails_midway_removes_nothing_and_tells_no_secret(
     bucket.pipe_file("/bucket/letters/deep/b.txt", KEY.encode())
     await watched_bucket.swept()
     bucket.broken = True
-    with pytest.raises(SourceUnavailable, match="AccessDenied") as failed:
+    with pytest.raises(SourceUnavailable, match="SlowDown") as failed:
         watched_bucket.sweep()
-    assert "hunter22" not in str(failed.value)
+    assert "hunter2" not in str(failed.value)
     assert len(watched_bucket.answers()) == 2
+
+
+async def test_names_that_mean_something_in_a_url_are_names_like_others(
+    watched_bucket: Watched, bucket: Bucket
+) -> None:
+    for name in ("a#1.txt", "why?.txt", "50%.txt", "%2e%2e.txt", "a b.txt"):
+        bucket.pipe_file(f"/bucket/letters/{name}", f"{VAULT} {name}".encode())
+    assert await watched_bucket.swept() == {"added": 5}
+    assert watched_bucket.answers()["why?.txt"] == f"{VAULT} why?.txt"
+
+
+async def test_a_bucket_whose_folder_is_empty_removes_nothing_unless_that_is_right(
+    watched_bucket: Watched, bucket: Bucket
+) -> None:
+    bucket.mkdir("/bucket")
+    bucket.pipe_file("/bucket/letters/a.txt", VAULT.encode())
+    await watched_bucket.swept()
+    bucket.rm("/bucket/letters", recursive=True)
+    assert "--allow-empty" in (watched_bucket.sweep().note or "")
+    assert watched_bucket.answers() == {"a.txt": VAULT}
+    assert await watched_bucket.swept(may_empty=True) == {"removed": 1}
+    bucket.rm("/bucket", recursive=True)
+    with pytest.raises(SourceUnavailable, match="cannot be listed"):
+        watched_bucket.sweep()
+
+
+async def test_a_file_that_may_not_be_read_is_refused_but_expired_credentials_refuse_none(
+    watched_bucket: Watched, bucket: Bucket
+) -> None:
+    bucket.pipe_file("/bucket/letters/a.txt", VAULT.encode())
+    await watched_bucket.swept()
+    bucket.pipe_file("/bucket/letters/a.txt", KEY.encode())
+    bucket.unreadable = True
+    bucket.has_expired = True
+    assert await watched_bucket.swept() == {"failed": 1}
+    assert watched_bucket.answers() == {"a.txt": VAULT}
+    bucket.has_expired = False
+    assert await watched_bucket.swept() == {"refused": 1, "removed": 1}
+    assert "may not read it" in watched_bucket.refusals()["a.txt"]
 
 
 # HTTP

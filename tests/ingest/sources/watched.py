@@ -1,6 +1,7 @@
 """A folder as a source of a collection, swept step by step on a real database, with ingestion behind it."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -17,7 +18,7 @@ from ingest.sources.sweep import Report, Sweep, SweptSource
 from retrieval.database import Database
 from retrieval.scope import Scope
 from retrieval.tables import Chunk, Document, DocumentStatus, File, SourceEntry
-from tests.ingest.stack import Stack
+from tests.ingest.stack import SEALER, Stack
 
 FAR_AHEAD = 1e11
 """A time at which every file is old, and so not taken for one that is being written."""
@@ -30,7 +31,10 @@ def allow(_: Session) -> None:
 class Watched:
     """A folder `root` and the collection that it is swept into."""
 
-    def __init__(self, database: Database, scope: Scope, folder: Path, files: Source | None = None) -> None:
+    def __init__(
+        self, database: Database, scope: Scope, folder: Path, files: Source | None = None, **source: Any
+    ) -> None:
+        """`source` is what its row has else than usual."""
         self.root = folder / "root"
         self.root.mkdir()
         self.stack = Stack(database, scope, folder / "blobs")
@@ -38,15 +42,16 @@ class Watched:
         self.files = files or LocalFolder(self.root)
         self.database = database
         self.scope = scope
-        self.source_id = self.add_source()
+        self.source_id = self.add_source(**source)
 
-    def add_source(self, **changed: Any) -> str:
+    def add_source(self, *, options: Mapping[str, str] | None = None, **changed: Any) -> str:
+        source_id = registry.new_source_id()
         with self.database.write() as session:
             new = NewSource(
                 **{
                     "collection_id": self.stack.collection.id,
                     "url": self.root.as_uri(),
-                    "options": None,
+                    "options": sealed(options, source_id),
                     "include": [],
                     "exclude": [],
                     "max_bytes": 10_000,
@@ -58,7 +63,7 @@ class Watched:
                     **changed,
                 }
             )
-            return registry.add_source(session, self.scope, registry.new_source_id(), new, now=1.0).id
+            return registry.add_source(session, self.scope, source_id, new, now=1.0).id
 
     def write(self, path: str, content: str | bytes) -> Path:
         target = self.root / path
@@ -158,6 +163,10 @@ class Watched:
 
     def blob_count(self) -> int:
         return len(list(self.stack.blobs.ids()))
+
+
+def sealed(options: Mapping[str, str] | None, source_id: str) -> bytes | None:
+    return SEALER.seal(json.dumps(dict(options)), owner=source_id) if options else None
 
 
 def replace_in_place(path: Path, content: str) -> None:
