@@ -36,7 +36,7 @@ from retrieval.scope import Scope
 from retrieval.stages import Stages
 from retrieval.tables import Chunk, Collection, Document, DocumentStatus, File
 from retrieval.together import in_thread, together
-from retrieval.views import IndexViews
+from retrieval.views import CollectionView, IndexViews
 from serving.protocols import Embedder, Lane, ModelUnavailable, ModelUnknown, Reranker, TextTooLong
 
 EXTRA = 8
@@ -190,6 +190,8 @@ class _ByWords:
     """The first few, which will hardly be missing among the candidates."""
     vocabulary: Vocabulary
     """Of the query's words, if the search weighs evidence."""
+    views: Mapping[str, CollectionView]
+    """By collection; those without a text have none."""
 
 
 @dataclass(frozen=True)
@@ -367,21 +369,25 @@ class Searcher:
             with asked.stages.measure("keywords"):
                 collections = _present(session, asked)
                 documents = _matching(session, asked, collections)
+                views: dict[str, CollectionView] = {}
                 hits: list[Hit] = []
                 said = content_words(asked.query) if asked.options.weighs else ()
                 vocabulary = Vocabulary()
                 for collection in collections:
                     view = self._views.follow(session, collection)
-                    if view is not None and asked.options.mode is not SearchMode.VECTOR:
+                    if view is None:
+                        continue
+                    views[collection.id] = view
+                    if asked.options.mode is not SearchMode.VECTOR:
                         hits += view.keywords.search([asked.query], DEPTH, documents=documents)[0]
-                    if view is not None and said:
+                    if said:
                         vocabulary += view.keywords.vocabulary(said)
                 ranking = best_first(hits)[:DEPTH]
             likely: tuple[FoundChunk, ...] = ()
             if reranks and (hits_to_load := _likely(ranking, asked.options)):
                 with asked.stages.measure("load"):
                     likely = _load(session, asked, hits_to_load, EARLY)
-        return _ByWords(ranking, documents, likely, vocabulary)
+        return _ByWords(ranking, documents, likely, vocabulary, views)
 
     def _rank(
         self, asked: _Asked, by_words: _ByWords, queries: Mapping[str, _EmbeddedQuery], depth: int
@@ -391,9 +397,7 @@ class Searcher:
             collections = _present(session, asked)
             if queries:
                 with asked.stages.measure("vectors"):
-                    by_meaning = self._rank_by_meaning(
-                        session, asked, collections, by_words.documents, queries
-                    )
+                    by_meaning = self._rank_by_meaning(asked, collections, by_words, queries)
             with asked.stages.measure("load"):
                 ranking = _fuse(_joined(by_meaning), by_words.ranking, asked.options)
                 chunks = _load(session, asked, ranking, depth)
@@ -423,23 +427,22 @@ class Searcher:
 
     def _rank_by_meaning(
         self,
-        session: Session,
         asked: _Asked,
         collections: Sequence[Collection],
-        documents: Set[int] | None,
+        by_words: _ByWords,
         queries: Mapping[str, _EmbeddedQuery],
     ) -> list[Ranking]:
-        """One ranking of each model."""
+        """One ranking of each model. What came in since the words were looked up is not waited for again."""
         hits: dict[str, list[Hit]] = {alias: [] for alias in queries}
         for collection in collections:
-            view = self._views.follow(session, collection)
+            view = by_words.views.get(collection.id)
             if view is None:
                 continue
             alias = asked.aliases[collection.id]
             query = queries[alias]
             if collection.fingerprint != query.fingerprint:
                 raise EmbeddingModelChanged(collection.id, alias)
-            hits[alias] += view.vectors.search(query.vectors, DEPTH, documents=documents)[0]
+            hits[alias] += view.vectors.search(query.vectors, DEPTH, documents=by_words.documents)[0]
         return [best_first(each)[:DEPTH] for each in hits.values()]
 
 
