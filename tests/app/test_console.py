@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from app.access.auth import DEFAULT_TENANT
+from app.console import overview
 from app.console.assets import STATIC, read_assets
 from app.console.invitations import LASTS_S, Invitations
 from app.console.opening import MODULES
@@ -153,6 +154,38 @@ async def test_no_route_of_the_console_answers_who_is_not_signed_in(api: Api) ->
                 assert reply.status_code == 401, (method, path, reply.text)
                 asked += 1
     assert asked > 60
+
+
+async def test_a_page_that_tells_of_an_error_leads_on(
+    api: Api, visitor: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = {"accept": "text/html"}
+    _, reader = new_key(api, Role.READER)
+    for path in ("/console/collections/vs_none", "/console/nowhere", "/console/no/where"):
+        page = await visitor.get(path, headers=html)
+        assert page.status_code == 404, path
+        assert 'aria-label="Pages"' in page.text, path
+        assert "Sign out" in page.text, path
+    async with visiting(api, reader) as reading:
+        page = await reading.get("/console/admin", headers=html)
+        assert page.status_code == 403
+        assert 'href="/console/collections"' in page.text
+        # And offers nothing that would lead to the same again.
+        assert 'href="/console/admin"' not in page.text
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("Nobody expected this.")
+
+    monkeypatch.setattr(overview, "_counts", broken)
+    page = await visitor.get("/console/overview", headers=html)
+    assert page.status_code == 500
+    assert 'aria-label="Pages"' in page.text
+    assert "Try again" in page.text
+    assert "Nobody expected" not in page.text
+    # Who is signed out is led to sign in, and from there on.
+    visitor.cookies.clear()
+    for path in ("/console/admin", "/console/nowhere"):
+        assert (await visitor.get(path, headers=html)).headers["location"] == "/console/sign-in"
 
 
 async def test_the_cookie_opens_nothing_of_the_api(api: Api, visitor: httpx.AsyncClient) -> None:
