@@ -411,6 +411,25 @@ async def test_a_question_that_is_asked_again_replaces_its_turn_and_what_follows
     assert (await visitor.post("/console/ask", json=gone)).status_code == 400
 
 
+async def test_only_the_chosen_collections_are_searched_and_the_chosen_model_answers(
+    api: Api, visitor: httpx.AsyncClient
+) -> None:
+    harbour, mill = await api.store("harbour"), await api.store("mill")
+    await api.add_document(harbour, "harbour.txt", HARBOUR)
+    await api.add_document(mill, "mill.txt", "The harbour master of Vellmouth sold the mill in spring.")
+    page = (await visitor.get("/console")).text
+    assert f'name="collections" value="{harbour}"' in page
+    for chosen, name, other in ((harbour, "harbour.txt", "mill.txt"), (mill, "mill.txt", "harbour.txt")):
+        await ask(visitor, collections=[chosen], model="scripted")
+        asked = api.engine.requests[-1]
+        assert asked["model"] == "scripted"
+        told = "".join(str(message["content"]) for message in asked["messages"])
+        assert name in told
+        assert other not in told
+    refused = await visitor.post("/console/ask", json={"question": QUESTION, "model": "absent"})
+    assert "absent" in refused.text
+
+
 async def test_a_conversation_is_renamed_and_deleted(api: Api, visitor: httpx.AsyncClient) -> None:
     await api.add_document(await api.store(), "harbour.txt", HARBOUR)
     conversation = (await ask(visitor))[0]["conversation"]

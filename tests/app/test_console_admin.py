@@ -274,6 +274,22 @@ async def test_an_admin_has_nothing_kept_of_a_key_or_of_all_where_that_can_be_pr
     assert not alone.services.keys.scope_of_id(other_id).keeps_nothing
 
 
+async def test_what_a_key_asks_that_keeps_nothing_is_in_no_conversation(
+    alone: Alone, admin: httpx.AsyncClient
+) -> None:
+    key_id, text = new_key(alone, Role.READER)
+    await admin.post(f"/console/admin/keys/{key_id}/retention", data={"retention": NONE})
+    async with visiting(alone, text) as visitor:
+        reply = await visitor.post("/console/ask", json={"question": "Where does the heron stand?"})
+        assert reply.status_code == 200
+        lines = [orjson.loads(line) for line in reply.text.splitlines()]
+        assert any("closing" in line for line in lines)
+        assert not any(line.get("conversation") for line in lines)
+        page = (await visitor.get("/console")).text
+        assert "Nothing is kept of what this key asks" in page
+        assert "heron" not in page
+
+
 async def test_a_backup_is_made_while_its_page_tells_how_far_it_is(
     alone: Alone, admin: httpx.AsyncClient
 ) -> None:
