@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import compile_path
 
-from app.access.auth import KeyHasNoText, KeyInvalid, KeyMissing, NotAllowed
+from app.access.auth import KeyHasNoText, KeyInvalid, KeyMissing, NotAllowed, NotOfServer
 from app.access.quotas import QuotaExceeded, StorageFull
 from app.access.retention import RetentionForbids, RetentionUnavailable
 from app.answers.chat import EngineRefused
@@ -82,6 +82,13 @@ class Forged(Exception):
         )
 
 
+class PageMissing(Exception):
+    """No page of the console has this address."""
+
+    def __init__(self) -> None:
+        super().__init__("The console has no page at this address.")
+
+
 class EngineMissing(Exception):
     """No engine of the gateway has this address."""
 
@@ -139,6 +146,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     TooLarge: Meaning(413, INVALID, "file_too_large"),
     KeyInvalid: Meaning(401, INVALID, "invalid_api_key"),
     NotAllowed: Meaning(403, INVALID, "insufficient_role"),
+    NotOfServer: Meaning(403, INVALID, "not_granted"),
     NotGranted: Meaning(403, INVALID, "not_granted"),
     TooManyQuestions: Meaning(400, INVALID, "too_many_questions"),
     TooOpen: Meaning(403, INVALID, "not_granted"),
@@ -151,6 +159,7 @@ MEANINGS: dict[type[Exception], Meaning] = {
     KeyMissing: Meaning(404, INVALID, "not_found"),
     KeyHasNoText: Meaning(400, INVALID, "key_has_no_text"),
     LinkInvalid: Meaning(404, INVALID, "not_found"),
+    PageMissing: Meaning(404, INVALID, "unknown_url"),
     EngineMissing: Meaning(404, INVALID, "not_found"),
     UnknownModel: Meaning(404, INVALID, "model_not_found"),
     ModelUnknown: Meaning(404, INVALID, "model_not_found"),

@@ -21,7 +21,8 @@ from app.answers.links import LinkSigner
 from app.answers.questions import Questions
 from app.metrics import ApiMetrics
 from app.settings import Settings, model_path
-from app.storage.backup import back_up_when_due, clear_remains
+from app.storage.backup import clear_remains
+from app.storage.backup_runs import back_up_when_due
 from app.storage.migrate import check_schema
 from app.storage.opening import Storage, checkpoint_file, keys_dir, open_storage
 from app.upkeep.activity import Activity

@@ -55,6 +55,15 @@ class KeyHasNoText(Exception):
         super().__init__("This key stands for a person who signs in elsewhere: there is no text to rotate.")
 
 
+class NotOfServer(Exception):
+    """The key's tenant is not the one that came with the server."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            f"This tells what all tenants do together: it needs a key of the tenant '{DEFAULT_TENANT}'."
+        )
+
+
 class NotAllowed(Exception):
     """The key's role does not include this."""
 
@@ -267,6 +276,11 @@ def tenant_named(session: Session, name: str, *, now: float) -> Tenant:
         session.add(tenant)
         session.flush()
     return tenant
+
+
+def runs_server(session: Session, scope: Scope) -> bool:
+    """Whether it is of the tenant that came with the server, whose keys may see how busy the whole of it is."""
+    return session.scalar(select(Tenant.id).where(Tenant.name == DEFAULT_TENANT)) == scope.tenant_id
 
 
 def find_key(session: Session, key_id: str) -> Key:

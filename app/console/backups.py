@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,23 +9,17 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.access.audit import audited
 from app.console.session import SignedInAdmin
 from app.console.views import ConsoleRoute, fragment, views_of
 from app.errors import BadRequest
 from app.routes.caller import UseServices
 from app.services import Services
-from app.storage.backup import SUFFIX, BackupUnusable, Progress, back_up
-from app.storage.backup_runs import begin_run, end_run, is_going, last_run, tell_run
+from app.storage.backup import SUFFIX, BackupUnusable
+from app.storage.backup_runs import begin_run, is_going, last_run, make_run, name_at
 from retrieval.scope import Scope
-from retrieval.tables import AuditEvent
 from retrieval.together import in_thread
 
 router = APIRouter(prefix="/console/admin/backups", include_in_schema=False, route_class=ConsoleRoute)
-
-
-BEAT_S = 0.5
-"""Between two words of how far it is."""
 
 
 class Backups:
@@ -43,36 +36,21 @@ class Backups:
 
     async def begin(self, scope: Scope) -> None:
         """Raises BadRequest."""
-        if not self._services.settings.backup.folder:
+        services = self._services
+        if not services.settings.backup.folder:
             raise BadRequest("Set backup.folder: nobody said where backups go.")
         now = time.time()
-        name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now)) + SUFFIX
+        name = name_at(now)
         try:
-            maker = await in_thread(begin_run, self._services.storage.database, name, now=now)
+            maker = await in_thread(begin_run, services.storage.database, name, now=now)
         except BackupUnusable as refused:
             raise BadRequest(str(refused)) from refused
         self._working = asyncio.create_task(self._make(scope, name, maker))
 
     async def _make(self, scope: Scope, name: str, maker: str) -> None:
-        database = self._services.storage.database
-        reached: list[Progress] = []
-        writing = asyncio.create_task(in_thread(self._write, scope, name, reached.append))
-        while not (await asyncio.wait({writing}, timeout=BEAT_S))[0]:
-            with suppress(SQLAlchemyError):  # The next word tells as much.
-                await in_thread(tell_run, database, maker, reached[-1], now=time.time())
-        try:
-            writing.result()
-            failed = None
-        except (BackupUnusable, SQLAlchemyError, OSError) as error:
-            failed = str(error)
-        await in_thread(end_run, database, maker, failed=failed, now=time.time())
-
-    def _write(self, scope: Scope, name: str, told: Callable[[Progress], None]) -> None:
-        told(Progress("begins"))
-        folder = Path(self._services.settings.backup.folder)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with audited(self._services.database, AuditEvent.BACKED_UP, scope=scope):
-            back_up(self._services.settings, self._services.storage, folder / name, told=told)
+        # What it failed of is in SQL, and on the page.
+        with suppress(BackupUnusable, SQLAlchemyError, OSError):
+            await in_thread(make_run, self._services.settings, self._services.storage, name, maker, scope)
 
 
 @router.get("")

@@ -15,6 +15,7 @@ from app.console import (
     entry,
     evidence,
     keys,
+    lost,
     overview,
     quality,
     retention,
@@ -58,7 +59,8 @@ def add_console(app: FastAPI) -> None:
         app.state.console_views = error
         log.warning("console_unavailable", extra={"reason": "its scripts are missing: run make setup"})
     app.state.console_invitations = Invitations()
-    for module in MODULES:
+    # Last is what takes every address.
+    for module in (*MODULES, lost):
         app.router.routes.extend(module.router.routes)
 
 

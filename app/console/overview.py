@@ -1,4 +1,4 @@
-"""The overview: what each role does now and why, and how busy this process was in the last hours."""
+"""The overview: what each role does now and why, and for who runs the server how busy it was in the last hours."""
 
 import shutil
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import func, select
 
+from app.access.auth import runs_server
 from app.console.rates import HOURS, Rates
 from app.console.session import SignedIn
 from app.console.views import ConsoleRoute, views_of
@@ -33,20 +34,24 @@ async def overview_now(request: Request, services: UseServices, visitor: SignedI
 
 async def _told(request: Request, services: Services, scope: Scope) -> dict[str, Any]:
     rates: Rates = request.app.state.console_rates
+    counts, watches = await in_thread(_counts, services, scope)
     return {
         "roles": await states_of_roles(services),
         # Their addresses are the owner's business.
         "engines": await services.gateway.health() if scope.is_admin else [],
-        "counts": await in_thread(_counts, services, scope),
-        "disk": shutil.disk_usage(services.settings.storage.data_dir),
-        "charts": rates.charts(),
+        "counts": counts,
+        # These tell what all tenants do together.
+        "disk": shutil.disk_usage(services.settings.storage.data_dir) if watches else None,
+        "charts": rates.charts() if watches else [],
         "hours": f"{HOURS:g}",
     }
 
 
-def _counts(services: Services, scope: Scope) -> dict[str, int]:
+def _counts(services: Services, scope: Scope) -> tuple[dict[str, int], bool]:
+    """The documents by status, and whether the scope may see how busy the whole server is."""
     with services.database.read() as session:
         rows = session.execute(
             select(Document.status, func.count()).where(readable_documents(scope)).group_by(Document.status)
         )
-        return {status.value: count for status, count in rows}
+        counts = {status.value: count for status, count in rows}
+        return counts, scope.is_admin and runs_server(session, scope)

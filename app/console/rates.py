@@ -108,6 +108,9 @@ def charts_of(samples: Sequence[Sample]) -> list[Chart]:
     def each_minute(name: str, lane: str = "") -> list[float]:
         return each_second(lambda sample: sample.total(name, lane), 60.0)
 
+    def each_lane(name: str) -> dict[str, list[float]]:
+        return {lane: [sample.total(name, lane) for sample in samples] for lane in Lane}
+
     def mean(above: str, below: str, times: float) -> list[float]:
         """It stays as it was while there is nothing to make a mean of; empty if there never was."""
         known: float | None = None
@@ -146,6 +149,8 @@ def charts_of(samples: Sequence[Sample]) -> list[Chart]:
             "a minute",
             {lane: each_minute("strongroom_models_requests_total", lane) for lane in Lane},
         ),
+        _chart("Texts that wait for models", "", each_lane("strongroom_models_waiting_texts")),
+        _chart("Answers that wait for an engine", "", each_lane("strongroom_generation_queued")),
         _chart("Requests", "a minute", {"": each_minute("strongroom_requests_total")}),
         _chart(
             "Documents ingested",

@@ -97,7 +97,9 @@ async def visitor_of(request: Request) -> Visitor:
         if not hmac.compare_digest(request.headers.get(CSRF_HEADER, "").encode(), csrf.encode()):
             raise Forged
     scope = await in_thread(_scope_of, services, session)
-    return Visitor(await noted(request, services, scope), session.id, csrf)
+    visitor = Visitor(await noted(request, services, scope), session.id, csrf)
+    request.state.visitor = visitor  # For the page that tells of an error.
+    return visitor
 
 
 async def asking_visitor_of(request: Request) -> Visitor:

@@ -1,5 +1,6 @@
 """Pages and fragments of the console: templates, the headers that keep them harmless, errors as a person reads them."""
 
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
@@ -48,6 +49,8 @@ HEADERS = {
 }
 """Whatever a document or a model says, the browser loads nothing from elsewhere and runs nothing but our files."""
 
+log = logging.getLogger("strongroom.console")
+
 Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
 
 
@@ -62,11 +65,8 @@ class ConsoleRoute(APIRoute):
                 reply = await handle(request)
             except KeyInvalid:
                 reply = _to_sign_in(request)
-            except Exception as error:
-                told = await _told(request, error)
-                if told is None:
-                    raise
-                reply = told
+            except Exception as error:  # noqa: BLE001 - it is logged there, and told to who asked
+                reply = await _told(request, error)
             for name, value in HEADERS.items():
                 reply.headers.setdefault(name, value)
             return reply
@@ -132,16 +132,15 @@ def _to_sign_in(request: Request) -> Response:
     return Response("Sign in again.", 401, media_type="text/plain")
 
 
-async def _told(request: Request, error: Exception) -> Response | None:
-    """As the API tells it, made readable; None for what nobody expected."""
+async def _told(request: Request, error: Exception) -> Response:
+    """As the API tells it, made readable, on a page that leads on."""
     if isinstance(error, ScriptsMissing):
         return Response(str(error) + "\n", 503, media_type="text/plain")
     handlers = request.app.exception_handlers
-    for kind in type(error).__mro__:
-        if kind in handlers and kind is not Exception:
-            break
-    else:
-        return None
+    kind = next(kind for kind in type(error).__mro__ if kind in handlers)
+    if kind is Exception:
+        # What nobody expected: the page hides it from the server, which would log it else.
+        log.error("page_failed", exc_info=error)
     reply: Response = await handlers[kind](request, error)
     message = _in_our_words(orjson.loads(reply.body)["error"]["message"])
     views = views_of(request)
@@ -150,8 +149,16 @@ async def _told(request: Request, error: Exception) -> Response | None:
         return HTMLResponse(views.render("notice.html", message=message), reply.status_code, headers)
     if "text/html" not in request.headers.get("accept", ""):
         return Response(message, reply.status_code, media_type="text/plain")
-    shown = views.render("error.html", visitor=None, status=reply.status_code, message=message)
-    return HTMLResponse(shown, reply.status_code)
+    visitor = getattr(request.state, "visitor", None)
+    status = reply.status_code
+    shown = views.render("error.html", visitor=visitor, status=status, title=_title(status), message=message)
+    return HTMLResponse(shown, status)
+
+
+def _title(status: int) -> str:
+    return {403: "Not for this key", 404: "Not here", 429: "Too much at once"}.get(
+        status, "This did not work"
+    )
 
 
 def _in_our_words(message: str) -> str:

@@ -11,11 +11,13 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from app.access.audit import audited
+from app.access.auth import NotOfServer, runs_server
 from app.metrics import ApiMetrics
 from app.routes.caller import Admin, Reader, UseServices
 from app.services import Services
 from app.upkeep.figures import SILENT_AFTER_S, StoredFigures, stored_figures
 from retrieval.database import DatabaseUnavailable
+from retrieval.scope import Scope
 from retrieval.tables import AuditEvent, WorkerBeat
 from retrieval.together import in_thread
 from retrieval.verify import differences, repair
@@ -48,12 +50,23 @@ async def states_of_roles(services: Services) -> dict[str, dict[str, Any]]:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(services: UseServices, scope: Reader) -> Response:  # noqa: ARG001 - a key is needed
-    """This role's, and those of the models server and of the engines as far as they answer."""
+async def metrics(services: UseServices, scope: Reader) -> Response:
+    """This role's, and those of the models server and of the engines as far as they answer.
+
+    They tell what all tenants do together, so a key of the tenant that came with the server is needed.
+    """
+    await in_thread(_must_run_server, services, scope)
     services.metrics.tell_stored(await in_thread(_stored, services))
     of_others = await asyncio.gather(_models_metrics(services), services.gateway.engine_metrics())
     content = b"".join([services.metrics.render(), *of_others])
     return Response(content, media_type=ApiMetrics.MEDIA_TYPE)
+
+
+def _must_run_server(services: Services, scope: Scope) -> None:
+    """Raises NotOfServer."""
+    with services.database.read() as session:
+        if not runs_server(session, scope):
+            raise NotOfServer
 
 
 def _stored(services: Services) -> StoredFigures | None:

@@ -12,7 +12,6 @@ import secrets
 import shutil
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,9 +20,7 @@ from typing import BinaryIO, cast
 
 import orjson
 from sqlalchemy import delete, select
-from sqlalchemy.exc import SQLAlchemyError
 
-from app.access.audit import audited
 from app.access.key_files import write_once
 from app.settings import Settings
 from app.storage.master_key import MASTER_FILE, ROOT_FILE, master_key_text, read_root_key, root_key_of
@@ -197,26 +194,6 @@ def _move_into(folder: Path, fresh: Path) -> None:
     paths = [path for path in fresh.iterdir() if path.name != "keys"]
     for path in [*paths, *(path for path in last.parent.iterdir() if path != last), last]:
         path.replace(folder / path.relative_to(fresh))
-
-
-def back_up_when_due(settings: Settings, storage: Storage, *, now: float) -> None:
-    """For the leader, every now and then: by the newest archive in the folder, so that it matters not who leads."""
-    folder = Path(settings.backup.folder)
-    made = sorted(folder.glob(f"*{SUFFIX}"))
-    newest = max((path.stat().st_mtime for path in made), default=0.0)
-    if now - newest < settings.backup.every_hours * 3600:
-        return
-    name = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with audited(storage.database, AuditEvent.BACKED_UP):
-            back_up(settings, storage, folder / f"{name}{SUFFIX}")
-    except (BackupUnusable, SQLAlchemyError, OSError) as error:
-        log.error("backup_failed", exc_info=error)
-        return
-    log.info("backup_made", extra={"backup": name})
-    for path in sorted(folder.glob(f"*{SUFFIX}"))[: -settings.backup.keep]:
-        path.unlink(missing_ok=True)
 
 
 def _write_members(

@@ -174,6 +174,7 @@ FORMS = {
     "POST /v1/uploads/{upload_id}/parts": {"data": ("part", b"12345")},
 }
 REPLIES: dict[str, set[int]] = {
+    "GET /metrics": {403},  # They are of all tenants: no caller here is of the one that came with the server.
     "GET /ready": {503},  # No worker runs.
     "POST /v1/rerank": {400},  # No reranker is served.
     "POST /v2/rerank": {400},

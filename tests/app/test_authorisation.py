@@ -250,7 +250,12 @@ QUERIES: Mapping[str, Mapping[str, str]] = {
     "/console/collections/{collection_id}/live": {"file": "{file_id}"},
 }
 SECRET_SET = "of the board"
-OF_ITSELF = {"/console/sign-out", "/console/sign-out/everywhere", "/console/invitations"}
+OF_ITSELF = {
+    "/console/sign-out",
+    "/console/sign-out/everywhere",
+    "/console/invitations",
+    "/console/{path:path}",
+}
 """What a visitor does to its own session."""
 
 

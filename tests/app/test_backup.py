@@ -12,7 +12,8 @@ from sqlalchemy import func, select
 from app.access.key_files import KeysUnusable
 from app.running.serve import prepare_data
 from app.settings import Settings, read_settings
-from app.storage.backup import SUFFIX, BackupUnusable, back_up, back_up_when_due, clear_remains, restore
+from app.storage.backup import SUFFIX, BackupUnusable, back_up, clear_remains, restore
+from app.storage.backup_runs import back_up_when_due
 from app.storage.migrate import migrate
 from app.storage.opening import open_storage
 from retrieval.database import Database, open_database

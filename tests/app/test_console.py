@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from app.access.auth import DEFAULT_TENANT
+from app.console import overview
 from app.console.assets import STATIC, read_assets
 from app.console.invitations import LASTS_S, Invitations
 from app.console.opening import MODULES
@@ -153,6 +154,38 @@ async def test_no_route_of_the_console_answers_who_is_not_signed_in(api: Api) ->
                 assert reply.status_code == 401, (method, path, reply.text)
                 asked += 1
     assert asked > 60
+
+
+async def test_a_page_that_tells_of_an_error_leads_on(
+    api: Api, visitor: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    html = {"accept": "text/html"}
+    _, reader = new_key(api, Role.READER)
+    for path in ("/console/collections/vs_none", "/console/nowhere", "/console/no/where"):
+        page = await visitor.get(path, headers=html)
+        assert page.status_code == 404, path
+        assert 'aria-label="Pages"' in page.text, path
+        assert "Sign out" in page.text, path
+    async with visiting(api, reader) as reading:
+        page = await reading.get("/console/admin", headers=html)
+        assert page.status_code == 403
+        assert 'href="/console/collections"' in page.text
+        # And offers nothing that would lead to the same again.
+        assert 'href="/console/admin"' not in page.text
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("Nobody expected this.")
+
+    monkeypatch.setattr(overview, "_counts", broken)
+    page = await visitor.get("/console/overview", headers=html)
+    assert page.status_code == 500
+    assert 'aria-label="Pages"' in page.text
+    assert "Try again" in page.text
+    assert "Nobody expected" not in page.text
+    # Who is signed out is led to sign in, and from there on.
+    visitor.cookies.clear()
+    for path in ("/console/admin", "/console/nowhere"):
+        assert (await visitor.get(path, headers=html)).headers["location"] == "/console/sign-in"
 
 
 async def test_the_cookie_opens_nothing_of_the_api(api: Api, visitor: httpx.AsyncClient) -> None:
@@ -376,6 +409,25 @@ async def test_a_question_that_is_asked_again_replaces_its_turn_and_what_follows
     gone = {"question": QUESTION, "instead_of": second["turn"]}
     assert (await visitor.post("/console/ask", json={**gone, **in_it})).status_code == 404
     assert (await visitor.post("/console/ask", json=gone)).status_code == 400
+
+
+async def test_only_the_chosen_collections_are_searched_and_the_chosen_model_answers(
+    api: Api, visitor: httpx.AsyncClient
+) -> None:
+    harbour, mill = await api.store("harbour"), await api.store("mill")
+    await api.add_document(harbour, "harbour.txt", HARBOUR)
+    await api.add_document(mill, "mill.txt", "The harbour master of Vellmouth sold the mill in spring.")
+    page = (await visitor.get("/console")).text
+    assert f'name="collections" value="{harbour}"' in page
+    for chosen, name, other in ((harbour, "harbour.txt", "mill.txt"), (mill, "mill.txt", "harbour.txt")):
+        await ask(visitor, collections=[chosen], model="scripted")
+        asked = api.engine.requests[-1]
+        assert asked["model"] == "scripted"
+        told = "".join(str(message["content"]) for message in asked["messages"])
+        assert name in told
+        assert other not in told
+    refused = await visitor.post("/console/ask", json={"question": QUESTION, "model": "absent"})
+    assert "absent" in refused.text
 
 
 async def test_a_conversation_is_renamed_and_deleted(api: Api, visitor: httpx.AsyncClient) -> None:

@@ -17,7 +17,15 @@ from app.access.retention import NONE
 from app.console.audit_log import ROWS
 from app.settings import read_settings
 from app.storage.backup import Progress, restore
-from app.storage.backup_runs import LOST_AFTER_S, begin_run, end_run, last_run, tell_run
+from app.storage.backup_runs import (
+    LOST_AFTER_S,
+    back_up_when_due,
+    begin_run,
+    end_run,
+    last_run,
+    name_at,
+    tell_run,
+)
 from app.storage.opening import open_storage
 from retrieval.tables import AuditEntry, Key, Role
 from tests.app.alone import Alone, api_alone
@@ -266,6 +274,22 @@ async def test_an_admin_has_nothing_kept_of_a_key_or_of_all_where_that_can_be_pr
     assert not alone.services.keys.scope_of_id(other_id).keeps_nothing
 
 
+async def test_what_a_key_asks_that_keeps_nothing_is_in_no_conversation(
+    alone: Alone, admin: httpx.AsyncClient
+) -> None:
+    key_id, text = new_key(alone, Role.READER)
+    await admin.post(f"/console/admin/keys/{key_id}/retention", data={"retention": NONE})
+    async with visiting(alone, text) as visitor:
+        reply = await visitor.post("/console/ask", json={"question": "Where does the heron stand?"})
+        assert reply.status_code == 200
+        lines = [orjson.loads(line) for line in reply.text.splitlines()]
+        assert any("closing" in line for line in lines)
+        assert not any(line.get("conversation") for line in lines)
+        page = (await visitor.get("/console")).text
+        assert "Nothing is kept of what this key asks" in page
+        assert "heron" not in page
+
+
 async def test_a_backup_is_made_while_its_page_tells_how_far_it_is(
     alone: Alone, admin: httpx.AsyncClient
 ) -> None:
@@ -340,6 +364,33 @@ async def test_every_process_tells_how_far_a_backup_is_and_makes_no_second_one(t
         assert last_run(storage.database) is None
 
 
+async def test_a_backup_that_was_due_is_shown_as_one_that_was_asked_for(tmp_path: Path) -> None:
+    sections = {"backup": {"folder": str(tmp_path / "backups"), "every_hours": 1}}
+    async with api_alone(tmp_path / "data", sections=sections) as alone, visiting(alone, alone.key) as admin:
+        settings, storage = alone.services.settings, alone.services.storage
+        now = time.time()
+        maker = begin_run(storage.database, "asked.strongroom", now=now)
+        await asyncio.to_thread(back_up_when_due, settings, storage, now=now)
+        assert not list((tmp_path / "backups").glob("*")), "beside one that an admin asked for"
+        end_run(storage.database, maker, failed=None, now=now)
+        making = asyncio.create_task(asyncio.to_thread(back_up_when_due, settings, storage, now=now))
+        seen = set()
+        while not making.done():
+            seen.add("Making <code>" in (await admin.get("/console/admin/backups/now")).text)
+        assert True in seen
+        assert f"Made:</strong> <code>{name_at(now)}" in (await admin.get("/console/admin/backups")).text
+        # That a later one fails is told, too.
+        (tmp_path / "backups" / name_at(now)).rename(tmp_path / "elsewhere")
+        (tmp_path / "backups").rmdir()
+        (tmp_path / "backups").write_bytes(b"no folder")
+        await asyncio.to_thread(back_up_when_due, settings, storage, now=now + 7200)
+        run = last_run(storage.database)
+        assert run is not None
+        assert run.failed
+        (tmp_path / "backups").unlink()
+        assert "It was not made." in (await admin.get("/console/admin/backups")).text
+
+
 async def test_without_a_folder_for_backups_the_page_says_what_to_do(tmp_path: Path) -> None:
     async with api_alone(tmp_path) as alone, visiting(alone, alone.key) as admin:
         assert "backup.folder" in (await admin.get("/console/admin/backups")).text
@@ -382,6 +433,24 @@ async def test_only_admins_get_in_and_only_at_keys_of_their_tenant(alone: Alone)
         await alone.services.audit.settle()
         export = (await visitor.get("/console/admin/audit/export")).text
         assert {orjson.loads(line)["key_id"] for line in export.splitlines()} <= {None, south_id}
+
+
+async def test_how_busy_all_tenants_are_is_told_to_who_runs_the_server(alone: Alone) -> None:
+    texts = {
+        (tenant, role): new_key(alone, role, tenant=tenant)[1]
+        for tenant in (DEFAULT_TENANT, "south")
+        for role in (Role.READER, Role.ADMIN)
+    }
+    for (tenant, role), text in texts.items():
+        async with visiting(alone, text) as visitor:
+            for path in ("/console/overview", "/console/overview/now"):
+                page = (await visitor.get(path)).text
+                assert "database: ready" in page
+                runs_server = tenant == DEFAULT_TENANT and role is Role.ADMIN
+                assert ("Tokens written" in page) is runs_server
+                assert ("Disk used" in page) is runs_server
+        reply = await alone.http.get("/metrics", headers={"Authorization": f"Bearer {text}"})
+        assert reply.status_code == (200 if tenant == DEFAULT_TENANT else 403)
 
 
 async def statuses(path: str, *visitors: httpx.AsyncClient) -> list[int]:

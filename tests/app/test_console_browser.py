@@ -331,6 +331,48 @@ async def test_the_server_may_be_away_while_files_are_sent(
         assert (await counts(api, store))["total"] == 8
 
 
+async def test_who_is_signed_out_meanwhile_goes_on_after_signing_in(
+    browser: Browser, served_api: tuple[Api, str], tmp_path: Path
+) -> None:
+    api, _ = served_api
+    store = await api.store("left")
+    for number in range(60):
+        (tmp_path / f"note-{number}.txt").write_text(f"Note {number} of the harbour.")
+    notes = sorted(tmp_path.iterdir())
+    async with visiting(browser, served_api) as visit:
+        page = visit.page
+        posted: list[str] = []
+        page.on("request", lambda each: posted.append(each.url) if each.url.endswith("/upload") else None)
+        await visit.open(f"/console/collections/{store}")
+        cookies = await page.context.cookies()
+        await page.set_input_files("#files", notes)
+        async with asyncio.timeout(60):
+            while len(posted) < 10:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+        await page.context.clear_cookies()
+        await page.wait_for_url("**/console/sign-in")
+        # All the others would have been refused alike.
+        assert len(posted) < len(notes)
+        await page.context.add_cookies(cookies)  # type: ignore[arg-type]
+        await visit.open(f"/console/collections/{store}")
+        await expect(page.locator("#cut-off")).to_be_visible()
+        await page.set_input_files("#files", notes)
+        await expect(page.locator("#sent-of")).to_have_text("60 of 60 files sent", timeout=PATIENCE_MS)
+        await expect(page.locator("#refused li")).to_have_count(0)
+        assert (await counts(api, store))["total"] == len(notes)
+
+
+async def test_an_answer_to_who_was_signed_out_shows_the_way_to_sign_in(
+    browser: Browser, served_api: tuple[Api, str]
+) -> None:
+    async with visiting(browser, served_api) as visit:
+        await visit.page.context.clear_cookies()
+        await visit.page.fill("#question", QUESTION)
+        await visit.page.click("#send")
+        await visit.page.click(".closing a")
+        await visit.page.wait_for_selector("#key")
+
+
 async def test_files_are_pasted(browser: Browser, served_api: tuple[Api, str]) -> None:
     api, _ = served_api
     store = await api.store("pasted")

@@ -53,3 +53,24 @@ def test_who_started_again_counts_from_nothing_and_a_line_has_so_many_points() -
     assert tokens.lines[0].points == "0.0,0.0 240.0,60.0"
     (line,) = charts_of(samples)[1].lines
     assert 10 < len(line.points.split()) <= POINTS
+
+
+def test_what_waits_is_shown_by_lane_as_it_stands() -> None:
+    samples = [
+        Sample(
+            at=10.0 * number,
+            totals={("strongroom_generation_queued", "bulk"): waiting},
+            waiting=0,
+            arrived=0,
+            disk_bytes=0,
+            memory_bytes=0,
+        )
+        for number, waiting in enumerate([1.0, 4.0, 3.0])
+    ]
+    (chart,) = (each for each in charts_of(samples) if each.title == "Answers that wait for an engine")
+    assert {line.name: line.now for line in chart.lines} == {
+        "interactive": "0",
+        "bulk": "3.0",
+        "background": "0",
+    }
+    assert chart.most == "4.0"

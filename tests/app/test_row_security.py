@@ -81,7 +81,7 @@ async def test_each_journey_works_behind_the_wall_and_finds_nothing_of_others(
     assert (await others.get("/v1/verify")).json()["differences"] == []
     verified = (await others.get("/v1/audit/verify")).json()
     assert (verified["problem"], verified["entries"] > 5) == (None, True)
-    assert "strongroom_collections 2.0" in (await others.get("/metrics")).text
+    assert "strongroom_collections 2.0" in (await api.http.get("/metrics")).text
 
 
 async def in_background(api: Api) -> str:

@@ -55,7 +55,7 @@ async function ask(text) {
       body,
       signal: asking.signal,
     });
-    if (!reply.ok) throw new Error(await reply.text());
+    if (!reply.ok) throw Object.assign(new Error(await reply.text()), { status: reply.status });
     for (const each of gone) each.remove();
     for await (const line of lines(reply.body)) paint(turn, line);
   } catch (error) {
@@ -63,6 +63,12 @@ async function ask(text) {
     closing.className = error.name === "AbortError" ? "hint" : "bad";
     closing.textContent = error.name === "AbortError" ? "This answer was stopped." : error.message;
     turn.querySelector(".closing").replaceChildren(closing);
+    if (error.status === 401) {
+      const way = document.createElement("a");
+      way.href = "/console/sign-in";
+      way.textContent = "To the sign-in";
+      closing.append(" ", way);
+    }
     // Those that are still there were not replaced.
     for (const each of gone) each.hidden = false;
   } finally {

@@ -9,6 +9,7 @@ const FIRST_WAIT_MS = 1000;
 const REFUSED_SHOWN = 100;
 const KEPT_MS = 86_400_000; // As long as the server keeps what came of a file.
 const SENT = "sent";
+const SIGNED_OUT = 401;
 const drop = document.getElementById("drop");
 const waiting = [];
 let running = 0, sent = 0, total = 0, sentBytes = 0, totalBytes = 0, refused = 0, lost = 0;
@@ -84,8 +85,10 @@ async function next() {
     note(name, SENT);
   } catch (error) {
     // Of what the server did not take there is nothing to go on from.
-    if (error.status) localStorage.removeItem(name);
+    if (error.status && error.status !== SIGNED_OUT) localStorage.removeItem(name);
     else lost += 1;
+    // All others would be refused alike: they go on when they are chosen again.
+    if (error.status === SIGNED_OUT) waiting.length = 0;
     refuse(path, error.message);
   }
   running -= 1;
