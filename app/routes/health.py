@@ -50,8 +50,10 @@ async def states_of_roles(services: Services) -> dict[str, dict[str, Any]]:
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def metrics(services: UseServices, scope: Reader) -> Response:  # noqa: ARG001 - a key is needed
     """This role's, and those of the models server and of the engines as far as they answer."""
-    services.metrics.tell_stored(await in_thread(_stored, services))
-    of_others = await asyncio.gather(_models_metrics(services), services.gateway.engine_metrics())
+    stored, *of_others = await asyncio.gather(
+        in_thread(_stored, services), _models_metrics(services), services.gateway.engine_metrics()
+    )
+    services.metrics.tell_stored(stored)
     content = b"".join([services.metrics.render(), *of_others])
     return Response(content, media_type=ApiMetrics.MEDIA_TYPE)
 
