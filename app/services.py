@@ -40,6 +40,7 @@ from retrieval.evidence import Calibration
 from retrieval.search import Searcher
 from retrieval.snapshots import Snapshots
 from retrieval.views import IndexViews
+from retrieval.wakes import listening
 from serving.client import ModelsClient
 from serving.generation.gateway import Gateway, GatewayLimits, Replica
 
@@ -128,7 +129,8 @@ async def open_api(settings: Settings, metrics: ApiMetrics) -> AsyncIterator[Ser
         snapshots = Snapshots(settings.storage.data_dir / "snapshots", storage.encryption)
         stack.callback(snapshots.close)
         views = IndexViews(snapshots)
-        await stack.enter_async_context(standing_by(database, views))
+        listener = await stack.enter_async_context(listening(database.engine))
+        await stack.enter_async_context(standing_by(database, views, listener))
         await stack.enter_async_context(tending(database, views, metrics))
         keys = KeyRing(database, secret)
         stack.push_async_callback(keys.close)
@@ -233,6 +235,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[tuple[Worker, Schedul
             concurrency=settings.ingest.concurrency,
             lease_s=settings.ingest.lease_s,
             isolated=parsers.isolated,
+            listener=await stack.enter_async_context(listening(database.engine)),
             clock=time.time,
         )
         yield worker, schedules

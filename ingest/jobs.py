@@ -6,12 +6,13 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import TypeVar
 
-from sqlalchemy import Select, Update, delete, select, update
+from sqlalchemy import Select, Update, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from retrieval.chunks import discard_staged
 from retrieval.scope import Scope, within
 from retrieval.tables import NEVER, Collection, Document, DocumentStatus, Job, JobState
+from retrieval.wakes import Topic, wake
 
 LONGEST_WAIT_S = 1_200.0
 """Longer than any job is put off, and than any lease."""
@@ -61,6 +62,11 @@ def any_due(session: Session, *, now: float) -> bool:
     return session.scalar(select(Job.id).where(Job.due_at <= now).limit(1)) is not None
 
 
+def next_due_at(session: Session) -> float:
+    """When one is due, put off or under a lease that may end; NEVER where there is none."""
+    return session.scalar(select(func.min(Job.due_at))) or NEVER
+
+
 def wait_too_long(session: Session, *, now: float) -> bool:
     """Whether the clock was set back since a job was put off."""
     return session.scalar(_put_off_too_long(select(Job.id), now).limit(1)) is not None
@@ -69,6 +75,7 @@ def wait_too_long(session: Session, *, now: float) -> bool:
 def pull_back(session: Session, *, now: float) -> None:
     """After a clock was set back. A lease among them is lost: its job begins anew, as after a crash."""
     session.execute(_put_off_too_long(update(Job), now).values(due_at=now))
+    wake(session, Topic.JOBS)
 
 
 def claim(
@@ -150,6 +157,8 @@ def lock(session: Session, job: ClaimedJob) -> Document:
 def finish(session: Session, job: ClaimedJob) -> None:
     """Forgets a job whose document is now completed or failed. The caller holds `lock`."""
     session.execute(delete(Job).where(Job.id == job.job_id))
+    # It may have been the last that its generation waited for.
+    wake(session, Topic.INDEXES)
 
 
 def fail(session: Session, job: ClaimedJob, *, code: str, message: str) -> None:
@@ -194,6 +203,7 @@ def give_back(session: Session, job: ClaimedJob, *, due_at: float, attempt: int)
         .where(Job.id == job.job_id, Job.lease == job.lease)
         .values(state=JobState.QUEUED, due_at=due_at, attempt=attempt, lease=None)
     )
+    wake(session, Topic.JOBS)
 
 
 def give_back_all(session: Session, leases: Sequence[str], *, now: float) -> None:
@@ -201,6 +211,7 @@ def give_back_all(session: Session, leases: Sequence[str], *, now: float) -> Non
     session.execute(
         update(Job).where(Job.lease.in_(leases)).values(state=JobState.QUEUED, due_at=now, lease=None)
     )
+    wake(session, Topic.JOBS)
 
 
 def _put_off_too_long(jobs: Jobs, now: float) -> Jobs:

@@ -21,6 +21,7 @@ from retrieval.database import Database
 from retrieval.segments import Damaged
 from retrieval.tables import WorkerBeat
 from retrieval.together import in_thread
+from retrieval.wakes import LOOK_S, Listener, Topic
 from serving.protocols import ModelUnavailable, ModelUnknown, Overloaded, TextRefused
 from serving.request_ids import REQUEST_ID
 from serving.tracing import continuing, span
@@ -28,7 +29,7 @@ from serving.tracing import continuing, span
 log = logging.getLogger("strongroom.worker")
 
 IDLE_LOOK_S = 0.1
-"""A job that arrives while all is quiet waits this long at most; the look is one indexed read."""
+"""Where nothing wakes the worker, a job that arrives while all is quiet waits this long at most."""
 FREE_SHARE = 0.25
 """Of the places: so many are filled at once where jobs end fast."""
 BEAT_S = 5.0
@@ -36,7 +37,7 @@ WATCH_S = 1.0
 """So soon is noticed that a document was deleted or cancelled, and so often is progress told."""
 LOOK_AGAIN_S = 1.0
 TEND_S = 1.0
-"""So soon a rebuild that is complete answers."""
+"""So soon a rebuild that is complete answers, and not more often is looked whether one is."""
 MAX_ATTEMPTS = 5
 FORGET_BEATS_AFTER_S = 3600.0
 
@@ -111,8 +112,13 @@ class Worker:
         concurrency: int,
         lease_s: float,
         isolated: bool,
+        listener: Listener | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """Without a listener it looks for jobs often."""
+        listener = listener or Listener()
+        self._queued = listener.waiter(Topic.JOBS)
+        self._changed = listener.waiter(Topic.INDEXES)
         self._database = database
         self._pipeline = pipeline
         self._concurrency = concurrency
@@ -124,6 +130,8 @@ class Worker:
         self._progress: dict[str, JobProgress] = {}
         """By the lease of the running job."""
         self._last_tenant = ""
+        self._next_due_at = 0.0
+        """Of the jobs that were not due at the last look."""
 
     async def run(self) -> None:
         beside = [asyncio.create_task(each) for each in (self._beat(), self._watch(), self._tend())]
@@ -133,7 +141,7 @@ class Worker:
                 if len(self._running) >= self._concurrency:
                     await self._some_done()
                 else:
-                    await asyncio.sleep(IDLE_LOOK_S)
+                    await self._queued.wait(blind_s=IDLE_LOOK_S, look_s=self._until_due_s())
         finally:
             for each in beside:
                 each.cancel()
@@ -180,6 +188,7 @@ class Worker:
             return []
         with self._database.read() as session:
             if not jobs.any_due(session, now=self._clock()):
+                self._next_due_at = jobs.next_due_at(session)
                 return []
         with self._database.write() as session:
             claimed = jobs.claim(
@@ -192,6 +201,9 @@ class Worker:
         if claimed:
             self._last_tenant = claimed[-1].tenant_id
         return claimed
+
+    def _until_due_s(self) -> float:
+        return min(max(self._next_due_at - self._clock(), IDLE_LOOK_S), LOOK_S)
 
     async def _work(self, job: ClaimedJob) -> None:
         started = time.monotonic()
@@ -293,6 +305,7 @@ class Worker:
     async def _tend(self) -> None:
         while True:
             await asyncio.sleep(TEND_S)
+            await self._changed.wait(blind_s=0)
             try:
                 await in_thread(tend, self._database, now=self._clock())
             except SQLAlchemyError as error:

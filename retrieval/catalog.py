@@ -54,6 +54,7 @@ from retrieval.tables import (
     Upload,
     new_id,
 )
+from retrieval.wakes import Topic, wake
 from serving.request_ids import REQUEST_ID
 from serving.tracing import traceparent
 
@@ -312,6 +313,7 @@ def delete_collection(session: Session, scope: Scope, collection_id: str) -> Non
         session, collection.tenant_id, COLLECTIONS, collection.id, collection.created_at, collection.id
     )
     session.delete(collection)
+    wake(session, Topic.INDEXES)
     record(session, DeletedKind.COLLECTION, collection.id, collection.tenant_id)
 
 
@@ -435,6 +437,7 @@ def queue_jobs(session: Session, collection: Collection, document_ids: Sequence[
     ]
     if rows:
         session.execute(insert(Job), rows)
+        wake(session, Topic.JOBS)
 
 
 def get_document(session: Session, scope: Scope, collection_id: str, file_id: str) -> Document:

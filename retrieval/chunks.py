@@ -19,6 +19,7 @@ from retrieval.tables import (
     Job,
     LogOp,
 )
+from retrieval.wakes import Topic, wake
 
 
 def searchable(collection_id: str, generation: int) -> ColumnElement[bool]:
@@ -98,6 +99,7 @@ def discard_staged(session: Session, document_id: int, generation: int) -> None:
 
 def _raise_head(session: Session, collection_id: str, generation: int, *, by: int) -> int:
     """The generation's new head. The update locks its row until the commit, so that seq order is commit order."""
+    wake(session, Topic.INDEXES)
     head = session.scalar(
         update(Collection)
         .where(Collection.id == collection_id, Collection.generation == generation)

@@ -19,6 +19,7 @@ from retrieval.audit import AuditChain, AuditKey
 from retrieval.ledger import LedgerFile, recorded
 from retrieval.reserve import NO_RESERVE, Reserve, disk_error
 from retrieval.row_security import TenantOf, enter, everybody, is_protected, passes_by, the_caller
+from retrieval.wakes import send
 
 BUSY_TIMEOUT_S = 30
 PLAIN_HEADER = b"SQLite format 3\0"
@@ -99,6 +100,7 @@ class Database:
                 if recorded(session):
                     self.reserve.release_if_full()
                 self._audit.append(session)
+                send(session)
         except OperationalError as error:
             if (told := disk_error(error)) is not None:
                 raise told from error

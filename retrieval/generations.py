@@ -32,6 +32,7 @@ from retrieval.tables import (
     Job,
     JobState,
 )
+from retrieval.wakes import Topic, wake
 
 OnJobs = TypeVar("OnJobs", Update, Delete)
 
@@ -96,6 +97,8 @@ def begin(
             queued.order_by(Document.id),
         )
     )
+    wake(session, Topic.JOBS)
+    wake(session, Topic.INDEXES)
     return generation
 
 
@@ -136,6 +139,7 @@ def discard(session: Session, scope: Scope, collection_id: str, number: int) -> 
     collection = lock_collection(session, scope, collection_id)
     generation = find(session, collection, number)
     generation.state = GenerationState.DISCARDED
+    wake(session, Topic.INDEXES)
     session.execute(_of_collection(delete(Job).where(Job.generation == number), collection))
 
 
@@ -232,6 +236,8 @@ def _switch(session: Session, collection: Collection, generation: Generation, *,
     session.flush()
     _take_statuses(session, collection)
     _turn_jobs(session, collection, now=now)
+    wake(session, Topic.JOBS)
+    wake(session, Topic.INDEXES)
     session.expire_all()
 
 

@@ -96,15 +96,12 @@ class IndexViews:
         view = self._views.get(place.key) or self._build(session, of)
         if view is None:
             return None
-        with view.following:
-            if view.seq < place.head:
-                _apply_log(session, place, view.seq, view.vectors, view.keywords)
-                view.seq = place.head
+        _catch_up(session, place, view)
         return view
 
     def keep_ready(self, session: Session) -> None:
-        """Follows the generations that may be switched to, of collections that are in use here: so neither a switch
-        nor a rollback keeps a search waiting. Drops what can no longer be asked for.
+        """Follows the collections that are in use here, and their generations that may be switched to: so neither
+        uploads nor a switch or rollback keep a search waiting. Drops what can no longer be asked for.
         """
         with self._lock:
             used = {collection_id for collection_id, _ in self._views}
@@ -114,12 +111,19 @@ class IndexViews:
             select(Generation).where(Generation.state != GenerationState.DISCARDED)
         ).all()
         kept = {each.key for each in map(_place, others)}
-        answering = select(Collection.id, Collection.generation).where(Collection.id.in_(used))
-        kept |= {(collection_id, number) for collection_id, number in session.execute(answering)}
+        answering = select(Collection.id, Collection.generation, Collection.head).where(
+            Collection.id.in_(used)
+        )
+        answer = [_Place(*row) for row in session.execute(answering)]
+        kept |= {place.key for place in answer}
         with self._lock:
             for key in [key for key in self._views if key[0] in used and key not in kept]:
                 del self._views[key]
                 del self._building[key]
+            views = dict(self._views)
+        for place in answer:
+            if (view := views.get(place.key)) is not None:
+                _catch_up(session, place, view)
         for generation in others:
             if generation.collection_id in used:
                 self.follow(session, generation)
@@ -255,6 +259,13 @@ def _read_all(session: Session, place: _Place) -> CollectionView | None:
         view.vectors.tend()
         view.seq = place.head
     return view
+
+
+def _catch_up(session: Session, place: _Place, view: CollectionView) -> None:
+    with view.following:
+        if view.seq < place.head:
+            _apply_log(session, place, view.seq, view.vectors, view.keywords)
+            view.seq = place.head
 
 
 def _apply_log(session: Session, place: _Place, since: int, *indexes: VectorIndex | KeywordIndex) -> None:

@@ -42,6 +42,8 @@ def list_jobs(
     found = with_remote(url, key_file, data_dir, run)
     if as_json:
         print_json(found)
+    elif not found:
+        console.print("Nothing is on its way in, and nothing failed.")
     else:
         table = Table(Column("file", no_wrap=True), "collection", "state", "how far, or why")
         for each in found:

@@ -1,6 +1,7 @@
 """A client of a running Strongroom, for the command line: uploads, progress, questions."""
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -177,7 +178,7 @@ class Remote:
                             raise RemoteRefused(chunk["error"]["message"])
                         yield chunk
         except aiohttp.ClientError as error:
-            raise RemoteUnreachable(f"{self._url} does not answer: {error}") from error
+            raise _unreachable(self._url, error) from error
         raise RemoteRefused("The answer ended before it was complete.")
 
     async def add_source(self, content: bytes, *, owner_proof: str | None) -> Json:
@@ -333,7 +334,7 @@ class Remote:
                         elif field == b"data":
                             yield name, orjson.loads(value)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise RemoteUnreachable(f"{self._url} does not answer: {error}") from error
+            raise _unreachable(self._url, error) from error
 
     async def _all(self, path: str, **query: str) -> AsyncIterator[Json]:
         after: dict[str, str] = {}
@@ -368,7 +369,7 @@ class Remote:
                     raise _refusal(reply, content)
                 return content, reply.headers.get("Server-Timing", "")
         except (aiohttp.ClientError, OSError) as error:
-            raise RemoteUnreachable(f"{self._url} does not answer: {error}") from error
+            raise _unreachable(self._url, error) from error
 
 
 async def _blocks(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -378,6 +379,18 @@ async def _blocks(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         *whole, held = (held + piece).split(b"\n\n")
         for block in whole:
             yield block
+
+
+def _unreachable(url: str, error: Exception) -> RemoteRefused:
+    match error:
+        case aiohttp.InvalidURL():
+            return RemoteRefused(f"{url} is no address of a server: it begins with http:// or https://.")
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))) if number > 0:
+            # aiohttp's own words name its TLS settings.
+            reason = os.strerror(number).lower()
+        case _:
+            reason = str(error) or type(error).__name__
+    return RemoteUnreachable(f"{url} does not answer: {reason}")
 
 
 def _refusal(reply: aiohttp.ClientResponse, content: bytes) -> RemoteRefused:

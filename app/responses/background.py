@@ -151,7 +151,8 @@ class Background:
                 self._running[each.response_id] = task
                 task.add_done_callback(lambda _, response_id=each.response_id: self._ended(response_id))  # type: ignore[misc]
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._woken.wait(), LOOK_S)
+                async with asyncio.timeout(LOOK_S):
+                    await self._woken.wait()
 
     def _ended(self, response_id: str) -> None:
         del self._running[response_id]

@@ -56,8 +56,10 @@ async def metrics(services: UseServices, scope: Reader) -> Response:
     They tell what all tenants do together, so a key of the tenant that came with the server is needed.
     """
     await in_thread(_must_run_server, services, scope)
-    services.metrics.tell_stored(await in_thread(_stored, services))
-    of_others = await asyncio.gather(_models_metrics(services), services.gateway.engine_metrics())
+    stored, *of_others = await asyncio.gather(
+        in_thread(_stored, services), _models_metrics(services), services.gateway.engine_metrics()
+    )
+    services.metrics.tell_stored(stored)
     content = b"".join([services.metrics.render(), *of_others])
     return Response(content, media_type=ApiMetrics.MEDIA_TYPE)
 

@@ -1,4 +1,4 @@
-"""Keeps indexes ready for generations that may be switched to, so that no search waits for one at a switch."""
+"""Keeps indexes up to date behind the searches, those of generations that may be switched to as well."""
 
 import asyncio
 import logging
@@ -10,16 +10,18 @@ from sqlalchemy.exc import OperationalError
 from retrieval.database import Database
 from retrieval.together import in_thread
 from retrieval.views import IndexViews
+from retrieval.wakes import Listener, Topic, Waiter
 
 log = logging.getLogger("strongroom.standby")
 
 LOOK_S = 1.0
-"""A look is one read of a small table; what was added meanwhile is all that a search may have to catch up with."""
+"""A look is two reads of small tables, where something changed or nothing would tell of it; what was added meanwhile
+is all that a search has to catch up with."""
 
 
 @asynccontextmanager
-async def standing_by(database: Database, views: IndexViews) -> AsyncIterator[None]:
-    following = asyncio.create_task(_follow(database, views))
+async def standing_by(database: Database, views: IndexViews, listener: Listener) -> AsyncIterator[None]:
+    following = asyncio.create_task(_follow(database, views, listener.waiter(Topic.INDEXES)))
     try:
         yield
     finally:
@@ -27,9 +29,10 @@ async def standing_by(database: Database, views: IndexViews) -> AsyncIterator[No
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def _follow(database: Database, views: IndexViews) -> None:
+async def _follow(database: Database, views: IndexViews, changed: Waiter) -> None:
     while True:
         await asyncio.sleep(LOOK_S)
+        await changed.wait(blind_s=0)
         try:
             await in_thread(_keep_ready, database, views)
         except OperationalError:

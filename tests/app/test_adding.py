@@ -14,7 +14,7 @@ from rich.console import Console
 from sqlalchemy import select
 
 from app.commands.adding import GROUP_FILES, Outcome, PathMissing, add_files, describe, files_under
-from app.commands.remote import Remote, RemoteUnreachable
+from app.commands.remote import Remote, RemoteRefused, RemoteUnreachable
 from app.routes import progress
 from ingest.elements import ParseFailed, ParseFailure
 from retrieval.tables import Document, DocumentStatus, File
@@ -158,7 +158,15 @@ async def test_the_password_goes_with_each_file(desk: Desk, tmp_path: Path) -> N
 
 async def test_a_server_that_is_away_ends_it_with_one_reason(desk: Desk, tmp_path: Path) -> None:
     async with Remote("http://127.0.0.1:9", "any") as nobody:
-        with pytest.raises(RemoteUnreachable, match="does not answer"):
+        with pytest.raises(
+            RemoteUnreachable, match=r"^http://127\.0\.0\.1:9 does not answer: connection refused$"
+        ):
+            await add_files(nobody, [tmp_path], "letters", console=Console(file=desk.screen))
+
+
+async def test_an_address_that_is_none_is_told_as_such(desk: Desk, tmp_path: Path) -> None:
+    async with Remote("nonsense", "any") as nobody:
+        with pytest.raises(RemoteRefused, match="nonsense is no address of a server"):
             await add_files(nobody, [tmp_path], "letters", console=Console(file=desk.screen))
 
 

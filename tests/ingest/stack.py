@@ -20,6 +20,7 @@ from retrieval.catalog import NewFile, add_file, get_document
 from retrieval.database import Database
 from retrieval.scope import Scope
 from retrieval.tables import Base, Chunk, Collection, Document, File, Job
+from retrieval.wakes import Listener
 from serving.protocols import ModelUnknown
 from tests.fakes import FakeEmbedder
 from tests.retrieval.library import attach, new_collection
@@ -84,6 +85,7 @@ class Stack:
         """`parser` takes the place of the parser of paragraphs."""
         self.database = database
         self.scope = scope
+        self.folder = folder
         self.blobs = BlobStore(folder)
         self.parser = ParagraphParser()
         self._parser = parser or self.parser
@@ -116,7 +118,12 @@ class Stack:
         )
 
     def worker(
-        self, *, concurrency: int = 2, lease_s: float = LEASE_S, clock: Callable[[], float] | None = None
+        self,
+        *,
+        concurrency: int = 2,
+        lease_s: float = LEASE_S,
+        listener: Listener | None = None,
+        clock: Callable[[], float] | None = None,
     ) -> Worker:
         return Worker(
             self.database,
@@ -124,6 +131,7 @@ class Stack:
             concurrency=concurrency,
             lease_s=lease_s,
             isolated=True,
+            listener=listener,
             clock=clock or self.clock,
         )
 

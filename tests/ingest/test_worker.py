@@ -7,15 +7,17 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from sqlalchemy import event, text
 from sqlalchemy.exc import OperationalError
 
 from ingest.elements import ParseFailed, ParseFailure
 from ingest.pipeline import WrongModel
 from ingest.worker import MAX_ATTEMPTS, Permanent, Retry, Wait, Worker, verdict
 from retrieval.catalog import delete_file
-from retrieval.database import Database
+from retrieval.database import Database, open_database
 from retrieval.scope import Scope
 from retrieval.tables import Base, Collection, DocumentStatus, Job, JobState, WorkerBeat
+from retrieval.wakes import Listener, listening
 from serving.protocols import ModelUnavailable, ModelUnknown, Overloaded, TextRefused
 from tests.fakes import FakeEmbedder
 from tests.ingest.stack import LEASE_S, TEXT, Stack
@@ -272,3 +274,67 @@ async def test_the_jobs_of_a_worker_that_died_go_to_another_when_their_lease_end
     stack.clock.now += LEASE_S
     await worker.drain()
     assert stack.document(document).status is DocumentStatus.COMPLETED
+
+
+@asynccontextmanager
+async def idle_elsewhere(
+    stack: Stack, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[tuple[Listener, list[str]]]:
+    """A worker as in another process, which looks once an hour unless it is woken; and the looks that it took."""
+    monkeypatch.setattr("ingest.worker.LOOK_S", 3600.0)
+    other, looks = open_database(database_url), list[str]()
+    there = Stack(other, stack.scope, stack.folder)
+    async with listening(other.engine) as listener, running(there.worker(listener=listener, clock=time.time)):
+        async with asyncio.timeout(20):
+            while not listener.is_connected:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(1.0)  # What it looks for as it begins.
+
+        def note(_: object, __: object, statement: str, *___: object) -> None:
+            if "FROM jobs" in statement:
+                looks.append(statement)
+
+        event.listen(other.engine, "before_cursor_execute", note)
+        yield listener, looks
+    other.close()
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+@pytest.mark.slow
+async def test_a_document_wakes_the_worker_of_another_process(
+    stack: Stack, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with idle_elsewhere(stack, database_url, monkeypatch) as (_, looks):
+        await asyncio.sleep(1.0)
+        assert looks == []
+        stack.add()
+        await until_count(stack, Job, 0)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+@pytest.mark.slow
+async def test_a_document_that_comes_while_nobody_listens_is_ingested(
+    stack: Stack, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with idle_elsewhere(stack, database_url, monkeypatch) as (listener, _):
+        with stack.database.engine.connect() as connection:
+            ends = "select pg_terminate_backend(pid) from pg_stat_activity where query = 'listen strongroom'"
+            assert connection.execute(text(ends)).all()
+        stack.add()
+        await until_count(stack, Job, 0)
+        async with asyncio.timeout(20):
+            while not listener.is_connected:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.02)
+        stack.add("Another document, which comes after it.")
+        await until_count(stack, Job, 0)
+
+
+@pytest.mark.parametrize("database_kind", ["postgresql"])
+@pytest.mark.slow
+async def test_a_job_that_was_put_off_is_taken_when_it_is_due(
+    stack: Stack, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with idle_elsewhere(stack, database_url, monkeypatch):
+        stack.clock.now = time.time() + 2.0
+        stack.add()
+        await until_count(stack, Job, 0)
