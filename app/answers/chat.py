@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -292,33 +293,62 @@ class Chat:
         answers: dict[int, CitedAnswer],
         told: Json,
     ) -> AsyncIterator[bytes]:
-        """What came in one piece goes on in one, but for what would wait for the check of a sentence behind it."""
+        """What came in one piece goes on in one, but for what would wait for the check of a sentence behind it.
+
+        An engine that is faster than the checks has many sentences in a piece: from the first one's end on, they
+        are checked all at once.
+        """
         ready: list[bytes] = []
         has_logprobs = bool(request.body.get("logprobs"))
+        chunks = [None if data == DONE else orjson.loads(data) for data in together]
+        has_looked_ahead = False
 
         def event(chunk: Json) -> bytes:
             written = _event({**chunk, **told})
             told.clear()
             return written
 
-        for data in together:
-            if data == DONE:
+        for place, (data, chunk) in enumerate(zip(together, chunks, strict=True)):
+            if chunk is None:
                 ready.append(as_event(DONE))
                 continue
-            chunk = orjson.loads(data)
             if not told and not has_logprobs and _passes(chunk, answers):
                 ready.append(as_event(data))
                 continue
             if self._cite_at_once(request, chunk, checker, answers):
                 ready.append(event(chunk))
                 continue
-            if ready:
+            is_last = any(choice.get("finish_reason") for choice in chunk["choices"])
+            if ready and (is_last or not has_looked_ahead):
                 yield b"".join(ready)
                 ready = []
+            if not has_looked_ahead:
+                await self._look_ahead(request, chunks[place:], checker, answers)
+                has_looked_ahead = True
             async for each in self._cited(request, chunk, checker, answers):
-                yield event(each)
+                if is_last:
+                    yield event(each)
+                else:
+                    ready.append(event(each))
         if ready:
             yield b"".join(ready)
+
+    async def _look_ahead(
+        self,
+        request: GroundedRequest,
+        chunks: Sequence[Json | None],
+        checker: Checker,
+        answers: dict[int, CitedAnswer],
+    ) -> None:
+        texts: dict[int, list[str]] = defaultdict(list)
+        for chunk in chunks:
+            for choice in (chunk or {}).get("choices", ()):
+                text = (choice.get("delta") or {}).get("content")
+                if isinstance(text, str):
+                    _answer_of(choice, answers, checker, is_prose=_is_prose(request))
+                    texts[choice["index"]].append(text)
+        for index, pieces in texts.items():
+            await answers[index].look_ahead("".join(pieces))
 
     def _cite_at_once(
         self, request: GroundedRequest, chunk: Json, checker: Checker, answers: dict[int, CitedAnswer]

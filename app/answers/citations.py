@@ -6,8 +6,9 @@ marker of ours if, and only if, a quote that stands in the stored text supports 
 
 import asyncio
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -34,6 +35,7 @@ _MARKER_BEGUN = re.compile(
 _PLAIN = re.compile(rf"[^\s`\[【{re.escape(ENDS + FULL_ENDS + CLOSING)}]+")
 """Characters that neither end a sentence nor begin anything: taken together."""
 _RUN = re.compile(rf"(?: ?{_PLAIN.pattern}+)++")
+"""Words of a sentence that goes on."""
 _MAY_END = re.compile(rf"[\n{re.escape(ENDS + FULL_ENDS)}]")
 _HEADING = re.compile(r"#{1,6}\s|\*\*[^*]+\*\*:?\Z")
 _JSON_STRING = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
@@ -149,6 +151,13 @@ class CitationWriter:
         """Characters that were given to be shown so far."""
         return self._written
 
+    def ahead(self, text: str) -> list[Sentence]:
+        """The sentences that end in this text, of which nothing is taken."""
+        copy = replace(
+            self, removed=[], _sentence=[*self._sentence], _hinted=[*self._hinted], _whole=[*self._whole]
+        )
+        return [piece for piece in copy.feed(text) if isinstance(piece, Sentence)]
+
     def _take(self, *, final: bool) -> Iterator[str | Sentence]:
         held, at = self._held, 0
         while at < len(held):
@@ -161,6 +170,14 @@ class CitationWriter:
                     continue
                 if not final and _may_become_marker(held, at):
                     break
+            if self._is_within and not self._code:
+                room = MAX_SENTENCE_CHARS - self._length - 1
+                if room > 0 and (run := _RUN.match(held, at, at + room)):
+                    at = run.end()
+                    self.read += len(run.group())
+                    self._add(run.group())
+                    yield run.group()
+                    continue
             if held[at] == "\n" and self._code != FENCE:
                 # Inline code ends with its line, whether it was closed or not.
                 self._code = ""
@@ -235,13 +252,13 @@ class CitationWriter:
 class CitedAnswer:
     """One choice's answer on its way to a client: what to show of it, and what is known of its sentences so far.
 
-    `check` judges a sentence at once. What it leaves open goes to `settle`, beside the text, which does not wait;
+    `check` judges sentences at once. What it leaves open goes to `settle`, beside the text, which does not wait;
     its citations come with the text that follows.
     """
 
     def __init__(
         self,
-        check: Callable[[Sentence], Awaitable[Checked]],
+        check: Callable[[Sequence[Sentence]], Awaitable[Sequence[Checked]]],
         *,
         is_prose: bool,
         settle: Callable[[Sentence, Checked], Awaitable[Checked]] | None = None,
@@ -250,6 +267,7 @@ class CitedAnswer:
         self._writer = CitationWriter(is_prose=is_prose)
         self._check = check
         self._settle = settle
+        self._ahead: deque[tuple[Sentence, Checked]] = deque()
         self._settling: list[tuple[Sentence, asyncio.Task[Checked]]] = []
         self._counts = dict.fromkeys(Outcome, 0)
         self._unsupported: list[Span] = []
@@ -298,6 +316,14 @@ class CitedAnswer:
         shown = [piece for piece in self._writer.feed(text) if isinstance(piece, str)]
         return Shown("".join(shown), cited)
 
+    async def look_ahead(self, text: str) -> None:
+        """Checks all sentences that end in a text that is there already, and is fed next, in whatever pieces: then
+        they do not wait for one another.
+        """
+        found = self._writer.ahead(text)
+        checked = await self._check(found) if found else ()
+        self._ahead = deque(zip(found, checked, strict=True))
+
     async def feed(self, text: str) -> AsyncIterator[Shown]:
         """The last piece may be empty of text, when it brings citations."""
         async for shown in self._show(self._writer.feed(text)):
@@ -325,12 +351,26 @@ class CitedAnswer:
             if isinstance(piece, str):
                 text.append(piece)
                 continue
-            if text or cited:
-                # Not kept from the reader while the sentence is looked up.
-                yield Shown("".join(text), cited)
-            text, cited = self._judged(piece, await self._check(piece))
+            checked = self._known(piece)
+            if checked is None:
+                if text or cited:
+                    # Not kept from the reader while the sentence is looked up.
+                    yield Shown("".join(text), cited)
+                    text, cited = [], ()
+                (checked,) = await self._check([piece])
+            marker, found = self._judged(piece, checked)
+            text += marker
+            cited += found
         if text or cited:
             yield Shown("".join(text), cited)
+
+    def _known(self, sentence: Sentence) -> Checked | None:
+        """What was found ahead. Markers of ours have moved the sentence since."""
+        if not self._ahead:
+            return None
+        seen, checked = self._ahead.popleft()
+        assert (seen.text, seen.hinted) == (sentence.text, sentence.hinted)
+        return checked
 
     def _judged(self, sentence: Sentence, checked: Checked) -> tuple[list[str], tuple[Citation, ...]]:
         if checked.outcome is Outcome.OPEN:
@@ -373,11 +413,10 @@ async def cited_whole(checker: Checker, text: str, *, is_prose: bool) -> tuple[s
     """The text with its markers, and what is known of it: all its sentences are judged first, and at once."""
     writer = CitationWriter(is_prose=is_prose)
     found = [piece for part in (writer.feed(text), writer.finish()) for piece in part]
-    judged = await asyncio.gather(*(checker.check(each) for each in found if isinstance(each, Sentence)))
-    verdicts = iter(judged)
+    verdicts = iter(await checker.check([each for each in found if isinstance(each, Sentence)]))
 
-    async def told(_: Sentence) -> Checked:
-        return next(verdicts)
+    async def told(sentences: Sequence[Sentence]) -> list[Checked]:
+        return [next(verdicts) for _ in sentences]
 
     answer = CitedAnswer(told, is_prose=is_prose)
     shown = [each.text async for each in answer.feed(text)]

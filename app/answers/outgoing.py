@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from app.answers.functions import CustomCalls, as_function_call
+from app.answers.grammars import WrittenCall
 from app.edge.streaming import DONE, as_event, event_data
 
 PADDED_TO = 64
@@ -24,6 +25,7 @@ class Outgoing:
     """The wishes of one request. `keep` stores the completion before its end is told."""
 
     as_functions: bool = False
+    written_call: WrittenCall | None = None
     custom_calls: CustomCalls | None = None
     is_padded: bool = False
     keep: Callable[[Json], Awaitable[None]] | None = None
@@ -32,10 +34,14 @@ class Outgoing:
 
     @property
     def leaves_as_is(self) -> bool:
-        return not (self.as_functions or self.custom_calls or self.is_padded or self.keep)
+        return not (
+            self.as_functions or self.written_call or self.custom_calls or self.is_padded or self.keep
+        )
 
     async def whole(self, raw: bytes) -> bytes:
         completion = orjson.loads(raw)
+        if self.written_call is not None:
+            completion = self.written_call.whole(completion)
         if self.custom_calls is not None:
             completion = self.custom_calls.whole(completion)
         completion = self._changed(completion)
@@ -55,6 +61,8 @@ class Outgoing:
                     continue
                 chunk = orjson.loads(told)
                 if "choices" in chunk:
+                    if self.written_call is not None:
+                        chunk = self.written_call.chunk(chunk)
                     if self.custom_calls is not None:
                         chunk = self.custom_calls.chunk(chunk)
                     chunk = self._changed(chunk)

@@ -49,6 +49,9 @@ _REFUSALS: Mapping[str, _Refusal] = {
 """By ISO 639-1, each language that question_language tells."""
 
 
+_NOT_SAID = tuple(each.not_said.lower() for each in _REFUSALS.values())
+
+
 def refusal(question: str) -> str:
     """The whole reply to a question that nothing bears on."""
     said = _REFUSALS[question_language(question)]
@@ -70,7 +73,7 @@ def declines(sentence: str) -> bool:
     a claim, for its subject is none of those words.
     """
     folded = " ".join(sentence.split()).lower().replace("’", "'")
-    if any(each.not_said.lower() in folded for each in _REFUSALS.values()):
+    if any(each in folded for each in _NOT_SAID):
         return True
     if len(folded.split()) > MAX_WORDS:
         return False

@@ -8,6 +8,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from app.answers.functions import called_with
+from app.answers.grammars import Written
 from app.responses.items import Json
 
 
@@ -81,6 +82,8 @@ class ClientTool:
     function: Json
     """As the engine is shown it."""
     namespace: str | None = None
+    grammar: Written | None = None
+    """That a custom tool's input follows."""
 
     @property
     def is_named(self) -> bool:

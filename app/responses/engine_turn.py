@@ -9,6 +9,7 @@ from sqlalchemy import select
 
 from app.answers.chat import EngineRefused, GroundedRequest, Json
 from app.answers.generation import CHAT_PATH, MESSAGE_TOKENS, GenerationModel
+from app.answers.grammars import WrittenCall
 from app.answers.prompt import LEAST_ROOM, as_prefix
 from app.edge.streaming import event_data
 from app.errors import BadRequest, UnknownModel
@@ -40,6 +41,8 @@ class Question:
     lane: Lane
     grounded: GroundedRequest | None
     """With the passages, where documents were searched."""
+    writes: str | None = None
+    """The function of whose call the engine writes the input alone, by a grammar."""
 
     @property
     def file_ids(self) -> set[str]:
@@ -72,21 +75,25 @@ async def ask(
     messages = list(asked.messages)
     if body.truncation == "auto":
         messages = await _truncated(services, scope, model, messages, body)
+    written = asked.tooling.written()
+    writes = None if written is None else written.name
     request = {**chat_request(body, asked.tooling, messages), "model": model}
     if isinstance(body, ResponseBody) and (body.stream or body.background):
         request |= {"stream": True, "stream_options": {"include_usage": True}}
     if grounding is None:
-        return Question(request, model, scope, lane, None)
+        return Question(request, model, scope, lane, None, writes)
     grounded = await services.chat.prepare(scope, request, grounding, model=model, lane=lane, stages=stages)
-    return Question(grounded.body, model, scope, lane, grounded)
+    return Question(grounded.body, model, scope, lane, grounded, writes)
 
 
 async def chunks_of(
     services: Services, question: Question, *, deadline_s: float | None
 ) -> AsyncGenerator[Json]:
     """Of a chat completion's stream to its proper end, or a whole one as one. Raises EngineUnavailable else."""
+    call = None if question.writes is None else WrittenCall(question.writes)
     if question.is_whole:
-        yield await _whole(services, question, deadline_s)
+        completion = await _whole(services, question, deadline_s)
+        yield completion if call is None else call.whole(completion)
         return
     stream = (
         _plain(services, question) if question.grounded is None else services.chat.stream(question.grounded)
@@ -98,7 +105,7 @@ async def chunks_of(
             chunk = orjson.loads(data)
             if "error" in chunk:
                 raise EngineUnavailable(str(chunk["error"].get("message") or LOST))
-            yield chunk
+            yield chunk if call is None else call.chunk(chunk)
     raise EngineUnavailable(LOST)
 
 

@@ -56,6 +56,7 @@ def read_asked(
         _refuse_twice(body, past, items)
         attached = _attached(services, session, scope, [*past, *items])
     chosen = tooling([*tools, *read_tools(_found(body, [*past, *items]), param="input")], body.tool_choice)
+    chosen.written()  # What cannot be written by a grammar is refused before a reply begins.
     if chosen.servers:
         # What a server is told is kept there, or not, as its owner likes.
         must_not_keep(scope, "tools")

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from app.answers.functions import function_of
+from app.answers.grammars import Written, asking_for, must_be_named
 from app.errors import BadRequest
 from app.responses.client_tools import TOOL_SEARCH, ClientTool, function_name, function_of_form
 from app.responses.items import Json, none_is_absent
 from app.responses.prompts import Prompt
 from app.responses.served_tools import Mcp, McpChoice
 from app.routes.body import Body, read_tagged
-from app.routes.chat_body import CustomFormat, FileSearchTool, ServiceTier
+from app.routes.chat_body import FileSearchTool, ServiceTier
 from app.routes.vector_stores import Metadata
 
 MOST_TOOLS = 128
@@ -40,13 +41,25 @@ class Function(Body):
     allowed_callers: list[Literal["direct"]] | None = None
 
 
+class InputFormat(Body):
+    type: Literal["text", "grammar"]
+    syntax: Literal["lark", "regex"] | None = None
+    definition: str | None = Field(None, min_length=1)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "InputFormat":
+        if {self.syntax is not None, self.definition is not None} != {self.type == "grammar"}:
+            raise ValueError("syntax and definition go with the type 'grammar'")
+        return self
+
+
 class Custom(Body):
     """A tool that takes any text. The engine sees a function with one argument."""
 
     type: Literal["custom"]
     name: Name
     description: str | None = None
-    format: CustomFormat | None = None
+    format: InputFormat | None = None
     defer_loading: Literal[False] | None = None
     allowed_callers: list[Literal["direct"]] | None = None
 
@@ -303,6 +316,15 @@ class Tooling:
     served_choice: McpChoice | None = None
     """Of those."""
 
+    def written(self) -> Written | None:
+        """The call by a grammar that is wanted. Raises BadRequest where one is only allowed."""
+        by_grammar = {tool.function["name"]: tool.grammar for tool in self.calls if tool.grammar is not None}
+        if not by_grammar or self.choice == "none":
+            return None
+        if not isinstance(self.choice, dict):
+            raise must_be_named(next(iter(by_grammar)))
+        return by_grammar.get(self.choice["function"]["name"])
+
 
 def read_tools(sent: Sequence[Any] | None, *, param: str = "tools") -> list[Tool]:
     """Raises BadRequest that names the place."""
@@ -313,11 +335,6 @@ def read_tools(sent: Sequence[Any] | None, *, param: str = "tools") -> list[Tool
         for name, why in ELSEWHERE.items():
             if kind.startswith(name):
                 raise BadRequest(f"{at}: the tool '{kind[:40]}' is not offered: {why}.", param=f"{at}.type")
-        form = tool.get("format") if isinstance(tool, dict) and kind == "custom" else None
-        if isinstance(form, dict) and form.get("type") == "grammar":
-            raise BadRequest(
-                f"{at}: a custom tool's input cannot be held to a grammar here.", param=f"{at}.format"
-            )
         read.append(read_tagged(none_is_absent(tool), TOOLS, at))  # type: ignore[arg-type]
     names = [tool.function["name"] for tool in _calls(read)]
     if len(set(names)) < len(names):
@@ -409,7 +426,8 @@ def chat_request(body: Context, tools: Tooling, messages: list[Json]) -> Json:
         request["reasoning_effort"] = body.reasoning.effort
     if isinstance(body, ResponseBody):
         request |= _sampling(body)
-    return request
+    written = tools.written()
+    return request if written is None else asking_for(request, written)
 
 
 def _sampling(body: ResponseBody) -> Json:
@@ -468,7 +486,11 @@ def _named(tool: Function | Custom, namespace: Namespace | None) -> ClientTool:
     function |= {"name": function_name(tool.name, within)}
     if told:
         function["description"] = "\n".join(told)
-    return ClientTool(tool.type, tool.name, function, within)
+    grammar = None
+    form = tool.format if isinstance(tool, Custom) else None
+    if form is not None and form.syntax and form.definition:
+        grammar = Written(function["name"], function.get("description"), form.syntax, form.definition)
+    return ClientTool(tool.type, tool.name, function, within, grammar)
 
 
 def _response_format(wanted: TextFormat) -> Json:

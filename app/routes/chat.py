@@ -15,6 +15,7 @@ from app.answers.attached import check_addresses, file_text, shown, uploaded_tex
 from app.answers.chat import EVENTS, RAG_MODEL, Grounding, lost_event, must_be_events
 from app.answers.functions import CustomCalls, custom_names, needs_translation, translated
 from app.answers.generation import AUDIO, CHAT_PATH, IMAGE
+from app.answers.grammars import Written, WrittenCall, asking_for, written_of
 from app.answers.outgoing import Outgoing
 from app.answers.prompt import as_prefix, last_asked, text_of
 from app.answers.sound import MENTIONED, check_sound
@@ -82,10 +83,13 @@ async def chat_completions(request: Request, scope: Reader) -> Response:
     if b'"file"' in raw:
         said = sent["messages"]
         sent, file_ids = await in_thread(_with_texts, services, scope, sent)
+    written = written_of(sent)
     if needs_translation(sent):
         sent = translated(sent)
         if not any(tool["type"] == "file_search" for tool in sent.get("tools") or ()):
             searches = []
+    if written is not None:
+        sent = asking_for(sent, written)
     if sent is not asked:
         raw = orjson.dumps(sent)
     grounding = _grounding(body, searches)
@@ -95,7 +99,7 @@ async def chat_completions(request: Request, scope: Reader) -> Response:
     lane = lane_of(body.service_tier)
     if grounding is None:
         await _look_over(services, scope, body.model, raw, sent)
-        outgoing = _outgoing(services, scope, body, asked, file_ids=file_ids)
+        outgoing = _outgoing(services, scope, body, asked, written, file_ids=file_ids)
         engine_request = EngineRequest(CHAT_PATH, raw, body, prefix=as_prefix(sent["messages"]), lane=lane)
         note_answer(services, scope, request.state.request_id, last_asked(sent["messages"]), ())
         return await _pass_through(request, services, scope, engine_request, outgoing)
@@ -121,7 +125,7 @@ async def chat_completions(request: Request, scope: Reader) -> Response:
     read = {passage.file_id for passage in prepared.passages}
     note_answer(services, scope, request.state.request_id, last_asked(asked["messages"]), read)
     file_ids |= read
-    outgoing = _outgoing(services, scope, body, asked, file_ids=file_ids)
+    outgoing = _outgoing(services, scope, body, asked, written, file_ids=file_ids)
     if body.stream:
         with stages.measure("generate"):
             events = await unless_departed(request.receive, with_first(services.chat.stream(prepared)))
@@ -296,7 +300,13 @@ async def _look_over(services: Services, scope: Scope, model: str, raw: bytes, s
 
 
 def _outgoing(
-    services: Services, scope: Scope, body: ChatBody, sent: dict[str, Any], *, file_ids: Collection[str]
+    services: Services,
+    scope: Scope,
+    body: ChatBody,
+    sent: dict[str, Any],
+    written: Written | None,
+    *,
+    file_ids: Collection[str],
 ) -> Outgoing:
     completion_id = new_id("chatcmpl-") if body.store else None
 
@@ -321,6 +331,7 @@ def _outgoing(
 
     return Outgoing(
         as_functions=bool(body.functions),
+        written_call=WrittenCall(written.name) if written is not None else None,
         custom_calls=CustomCalls(names) if (names := custom_names(sent)) else None,
         is_padded=bool(body.stream and body.stream_options and body.stream_options.include_obfuscation),
         keep=keep if body.store else None,

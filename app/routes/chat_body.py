@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from app.errors import BadRequest
@@ -152,15 +152,26 @@ class FunctionTool(BaseModel):
     function: UncheckedObject
 
 
+class Grammar(Body):
+    syntax: Literal["lark", "regex"]
+    definition: str = Field(min_length=1)
+
+
 class CustomFormat(Body):
-    type: Literal["text"]
+    type: Literal["text", "grammar"]
+    grammar: Grammar | None = None
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> "CustomFormat":
+        if (self.type == "grammar") != (self.grammar is not None):
+            raise ValueError("a grammar goes with the type 'grammar'")
+        return self
 
 
 class CustomTool(Body):
     name: str = Field(min_length=1, max_length=128)
     description: str | None = None
     format: CustomFormat | None = None
-    """No engine holds a tool's input to a grammar."""
 
 
 class ChatCustomTool(Body):

@@ -36,11 +36,16 @@ TOWER = passage("The strongroom is fireproof. It was built in 1932 by Jonas Vey.
 KEYS = passage("The key hangs in the hall.\nThe spare key is with Dr. Lund on floor 3.")
 
 
-def by_words(passages: Sequence[Passage], question: str = "") -> Callable[[Sentence], Awaitable[Checked]]:
+def by_words(
+    passages: Sequence[Passage], question: str = ""
+) -> Callable[[Sequence[Sentence]], Awaitable[list[Checked]]]:
     """The check of app/answers/checking.py, as if every quote stood in SQL."""
     words = PassageWords(passages, question=question)
 
-    async def check(sentence: Sentence) -> Checked:
+    async def check(sentences: Sequence[Sentence]) -> list[Checked]:
+        return [judge(each) for each in sentences]
+
+    def judge(sentence: Sentence) -> Checked:
         judged = words.judge(sentence.text, sentence.hinted)
         if sentence.is_heading or not judged.is_claim:
             return Checked(Outcome.NO_CLAIM)
@@ -71,15 +76,19 @@ def answered(
     question: str = "",
     is_prose: bool = True,
     is_quick: bool = False,
+    looks_ahead: bool = False,
 ) -> tuple[list[Shown], CitedAnswer]:
     """All that is shown of an answer that comes in these pieces, and what is known of it in the end.
 
     `is_quick`: pieces in which no sentence ends are taken at once, and those of plain text as they are.
+    `looks_ahead`: all are there before the first is taken.
     """
     answer = CitedAnswer(by_words(passages, question), is_prose=is_prose)
 
     async def show() -> list[Shown]:
         shown: list[Shown] = []
+        if looks_ahead:
+            await answer.look_ahead("".join(pieces))
         for piece in pieces:
             if is_quick and answer.passes(piece):
                 shown.append(Shown(piece))

@@ -88,6 +88,7 @@ async def opened_api(
     embedding: str,
     database_url: str = "",
     mcp_servers: str = "",
+    prompts_folder: str = "",
     **of_engine: Any,
 ) -> AsyncIterator[Api]:
     """The api role over that models server, with a database of its own in `folder`; more settings of its engine."""
@@ -103,6 +104,7 @@ async def opened_api(
             models={"url": models_url, "embedding": embedding},
             engine={"url": engine.url, **of_engine},
             tools={"mcp_servers": mcp_servers or None},
+            chat={"prompts_folder": prompts_folder or None},
         )
         key = prepare_data(settings).read_text().strip()
         app = create_app(settings)

@@ -263,6 +263,92 @@ async def test_a_custom_tool_is_a_function_to_the_engine_and_its_call_comes_back
     assert api.engine.requests[-1]["messages"][-2]["tool_calls"] == [NOTED]
 
 
+SQL = 'start: "select " /[a-z]+/'
+QUERY: dict[str, Any] = {
+    "type": "custom",
+    "custom": {
+        "name": "query",
+        "description": "Asks the register.",
+        "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": SQL}},
+    },
+}
+NAMED_QUERY = {"type": "custom", "custom": {"name": "query"}}
+
+
+@pytest.mark.parametrize("model", ["scripted", "rag/harbour"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_input_of_a_tool_with_a_grammar_is_all_that_the_engine_writes_and_by_that_grammar(
+    api: Api, store_id: str, model: str, stream: bool
+) -> None:
+    api.engine.answer = lambda _: "select master"
+    tools = [QUERY, NOTE, RING]
+    reply = await api.chat(
+        QUESTION,
+        model=model,
+        stream=stream,
+        tools=tools,
+        tool_choice=NAMED_QUERY,
+        response_format={"type": "json_object"},
+    )
+    assert reply.status_code == 200, reply.text
+    (sent,) = api.engine.requests
+    assert sent["structured_outputs"] == {"grammar": SQL}
+    assert not {"tools", "tool_choice", "response_format"} & sent.keys()
+    assert "the tool query" in sent["messages"][0]["content"]
+    assert "Asks the register." in sent["messages"][0]["content"]
+    if stream:
+        choices = [choice for chunk in chunks_of(reply.text) for choice in chunk["choices"]]
+        assert not any(choice["delta"].get("content") for choice in choices)
+        (call,) = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+        assert call.pop("index") == 0
+        reason = choices[-1]["finish_reason"]
+    else:
+        message = reply.json()["choices"][0]["message"]
+        assert message["content"] is None
+        (call,), reason = message["tool_calls"], reply.json()["choices"][0]["finish_reason"]
+    assert call.pop("id")
+    assert call == {"type": "custom", "custom": {"name": "query", "input": "select master"}}
+    assert reason == "tool_calls"
+
+
+async def test_a_grammar_goes_to_the_engine_as_its_syntax_and_an_input_that_was_cut_says_so(
+    api: Api,
+) -> None:
+    api.engine.answer, api.engine.finish_reason = lambda _: "12", "length"
+    digits = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[0-9]+"}}
+    tool = {"type": "custom", "custom": {"name": "query", "format": digits}}
+    reply = await api.chat(QUESTION, "scripted", tools=[tool], tool_choice=NAMED_QUERY)
+    assert api.engine.requests[-1]["structured_outputs"] == {"regex": "[0-9]+"}
+    (choice,) = reply.json()["choices"]
+    assert (choice["finish_reason"], choice["message"]["tool_calls"][0]["custom"]["input"]) == (
+        "length",
+        "12",
+    )
+
+
+async def test_a_tool_with_a_grammar_that_need_not_be_called_is_refused_and_one_that_cannot_be_is_not(
+    api: Api,
+) -> None:
+    for choice in (None, "auto", "required"):
+        reply = await api.chat(QUESTION, "scripted", tools=[QUERY, RING], tool_choice=choice)
+        assert reply.status_code == 400
+        assert reply.json()["error"]["param"] == "tool_choice"
+    beside = await api.chat(
+        QUESTION,
+        "scripted",
+        tools=[QUERY],
+        tool_choice=NAMED_QUERY,
+        structured_outputs={"choice": ["yes", "no"]},
+    )
+    assert (beside.status_code, beside.json()["error"]["param"]) == (400, "structured_outputs")
+    assert api.engine.requests == []
+    ring: Any = {"type": "function", "function": {"name": "ring"}}
+    for not_it in ("none", ring):
+        reply = await api.chat(QUESTION, "scripted", tools=[QUERY, RING], tool_choice=not_it)
+        assert reply.status_code == 200, reply.text
+        assert "structured_outputs" not in api.engine.requests[-1]
+
+
 async def test_of_several_tools_only_those_that_are_allowed_reach_the_engine(api: Api, store_id: str) -> None:
     search = {"type": "file_search", "vector_store_ids": [store_id]}
 

@@ -51,6 +51,11 @@ def checker(
     return Checker(database, scope, passages, question="", reranker=reranker, lane=Lane.INTERACTIVE)
 
 
+async def check(asking: Checker, sentence: Sentence) -> Checked:
+    (checked,) = await asking.check([sentence])
+    return checked
+
+
 def said(text: str) -> Sentence:
     return Sentence(text, 0, len(text), hinted=(), takes_marker=True, is_heading=False)
 
@@ -58,7 +63,7 @@ def said(text: str) -> Sentence:
 async def test_a_citation_has_the_page_and_boxes_that_are_stored_for_its_quote(
     database: Database, scope: Scope, passages: list[Passage]
 ) -> None:
-    checked = await checker(database, scope, passages).check(said("The iron key hangs in the north hall."))
+    checked = await check(checker(database, scope, passages), said("The iron key hangs in the north hall."))
     assert checked.outcome is Outcome.SUPPORTED
     assert checked.support is not None
     assert checked.support.page == 2
@@ -73,25 +78,69 @@ async def test_a_quote_that_does_not_stand_there_any_more_is_not_cited(
     database: Database, scope: Scope, other_scope: Scope, passages: list[Passage], document: Document
 ) -> None:
     claim = said("The iron key hangs in the north hall.")
-    assert (await checker(database, other_scope, passages).check(claim)).outcome is Outcome.UNSUPPORTED
+    assert (await check(checker(database, other_scope, passages), claim)).outcome is Outcome.UNSUPPORTED
     misplaced = [replace(each, start_char=each.start_char + 1) for each in passages]
-    assert (await checker(database, scope, misplaced).check(claim)).outcome is Outcome.UNSUPPORTED
+    assert (await check(checker(database, scope, misplaced), claim)).outcome is Outcome.UNSUPPORTED
     with database.write() as session:
         session.execute(update(ParsedPart).values(text=" ".join(PARAGRAPHS).replace("iron", "gold")))
-    assert (await checker(database, scope, passages).check(claim)).outcome is Outcome.UNSUPPORTED
+    assert (await check(checker(database, scope, passages), claim)).outcome is Outcome.UNSUPPORTED
     with database.write() as session:
         session.execute(update(ParsedPart).values(text="\n\n".join(PARAGRAPHS)))
-    assert (await checker(database, scope, passages).check(claim)).outcome is Outcome.SUPPORTED
+    assert (await check(checker(database, scope, passages), claim)).outcome is Outcome.SUPPORTED
     with database.write() as session:
         catalog.delete_file(session, scope, document.file_id)
-    assert (await checker(database, scope, passages).check(claim)).outcome is Outcome.UNSUPPORTED
+    assert (await check(checker(database, scope, passages), claim)).outcome is Outcome.UNSUPPORTED
+
+
+async def test_sentences_that_are_checked_at_once_are_each_held_against_what_is_stored_now(
+    database: Database, scope: Scope, passages: list[Passage], document: Document
+) -> None:
+    asking = checker(database, scope, passages)
+    claims = [
+        said(PARAGRAPHS[1]),
+        said("The strongroom is fireproof."),
+        said("Cats sleep a lot."),
+        said("Is it?"),
+    ]
+    many = claims * checking.MOST_AT_ONCE
+    as_one_by_one = [await check(asking, each) for each in claims]
+    assert await asking.check(many) == as_one_by_one * checking.MOST_AT_ONCE
+    assert [each.support and each.support.quote for each in as_one_by_one] == [
+        PARAGRAPHS[1],
+        "The strongroom is fireproof.",
+        None,
+        None,
+    ]
+    with database.write() as session:
+        session.execute(update(ParsedPart).values(text="\n\n".join(PARAGRAPHS).replace("iron", "gold")))
+    changed = [each.outcome for each in await asking.check(claims[:2])]
+    assert changed == [Outcome.UNSUPPORTED, Outcome.SUPPORTED]
+    with database.write() as session:
+        catalog.delete_file(session, scope, document.file_id)
+    gone = [each.outcome for each in await asking.check(claims)]
+    assert gone == [Outcome.UNSUPPORTED] * 3 + [Outcome.NO_CLAIM]
+
+
+async def test_a_document_that_is_deleted_while_an_answer_streams_is_cited_no_more(
+    database: Database, scope: Scope, passages: list[Passage], document: Document
+) -> None:
+    answer = cited_stream(checker(database, scope, passages), is_prose=True)
+    for is_there in (True, False):
+        piece = f"{PARAGRAPHS[1]} The strongroom is fireproof. So"
+        await answer.look_ahead(piece)
+        shown = [each async for each in answer.feed(piece)]
+        assert bool([found for each in shown for found in each.citations]) == is_there
+        if is_there:
+            with database.write() as session:
+                catalog.delete_file(session, scope, document.file_id)
+    assert answer.counts["cited"] == 2
 
 
 async def test_another_passage_that_still_holds_it_is_cited_instead(
     database: Database, scope: Scope, passages: list[Passage]
 ) -> None:
     gone = replace(passages[1], document_id=10_000)
-    checked = await checker(database, scope, [gone, passages[1]]).check(said(PARAGRAPHS[1]))
+    checked = await check(checker(database, scope, [gone, passages[1]]), said(PARAGRAPHS[1]))
     assert checked.support is not None
     assert checked.support.number == 2
 
@@ -102,9 +151,9 @@ async def test_a_reranker_is_asked_only_about_what_words_leave_open(
     reranker = FakeReranker()
     asking = checker(database, scope, passages, reranker)
     for settled in (PARAGRAPHS[1], "The strongroom was built in 1933.", "Cats sleep a lot.", "Yes."):
-        await asking.check(said(settled))
+        await check(asking, said(settled))
     assert reranker.calls == []
-    checked = await asking.check(said(PARAPHRASE))
+    checked = await check(asking, said(PARAPHRASE))
     assert checked.support is not None
     assert (checked.support.judge, checked.support.quote) == (Judge.RERANKER, PARAGRAPHS[1])
     assert checked.support.score >= checking.MIN_RERANKED
@@ -119,10 +168,10 @@ async def test_what_the_reranker_doubts_is_unsupported_and_without_one_all_that_
 ) -> None:
     monkeypatch.setattr(checking, "MIN_RERANKED", 0.99)
     reranker = FakeReranker()
-    doubted = await checker(database, scope, passages, reranker).check(said(PARAPHRASE))
+    doubted = await check(checker(database, scope, passages, reranker), said(PARAPHRASE))
     assert doubted == Checked(Outcome.UNSUPPORTED)
     assert len(reranker.calls) == 1
-    alone = await checker(database, scope, passages).check(said(PARAPHRASE))
+    alone = await check(checker(database, scope, passages), said(PARAPHRASE))
     assert alone == Checked(Outcome.UNSUPPORTED)
 
 
@@ -150,7 +199,7 @@ async def test_a_slow_reranker_is_waited_for_no_longer_than_its_bound(
         await asyncio.sleep(60)
 
     reranker.meanwhile = hang
-    checked = await checker(database, scope, passages, reranker).check(said(PARAPHRASE))
+    checked = await check(checker(database, scope, passages, reranker), said(PARAPHRASE))
     assert checked.outcome is Outcome.UNJUDGED
 
 
@@ -162,7 +211,7 @@ async def test_slow_or_failing_sql_costs_the_citation_and_never_the_text(
     def fail(*_: object) -> None:
         raise OperationalError("select", {}, Exception("gone"))
 
-    monkeypatch.setattr(checking, "read_quote", fail)
+    monkeypatch.setattr(checking, "read_stretch", fail)
     text, answer = await cited_whole(asking, PARAGRAPHS[1], is_prose=True)
     assert (text, answer.counts["unjudged"]) == (PARAGRAPHS[1], 1)
 

@@ -151,6 +151,19 @@ def test_what_is_taken_at_once_is_the_same(text: str, step: int) -> None:
     assert answer.counts == known.counts
 
 
+@settings(deadline=None)
+@given(text=ANSWERS, step=st.integers(1, 9), is_quick=st.booleans(), is_prose=st.booleans())
+def test_what_is_checked_ahead_is_the_same(text: str, step: int, is_quick: bool, is_prose: bool) -> None:
+    ahead, answer = answered(
+        cut(text, step), [TOWER, KEYS], is_quick=is_quick, is_prose=is_prose, looks_ahead=True
+    )
+    as_ever, known = answered(cut(text, step), [TOWER, KEYS], is_prose=is_prose)
+    assert text_of(ahead) == text_of(as_ever)
+    assert answer.citations == known.citations
+    assert answer.unsupported == known.unsupported
+    assert answer.counts == known.counts
+
+
 def test_plain_text_within_a_sentence_passes_and_nothing_else_does() -> None:
     writer = CitationWriter()
     assert not writer.passes("The")

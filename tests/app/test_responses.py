@@ -296,6 +296,33 @@ async def test_a_custom_tool_gets_its_input_as_text(api: Api, engine: DeltaEngin
     ]
 
 
+@pytest.mark.parametrize("within", [None, "crm"])
+async def test_a_custom_tools_input_is_written_by_its_grammar(
+    api: Api, engine: DeltaEngine, within: str | None
+) -> None:
+    form = {"type": "grammar", "syntax": "regex", "definition": "[0-9]+"}
+    tool: dict[str, Any] = {"type": "custom", "name": "dial", "description": "Dials.", "format": form}
+    offered = tool
+    if within:
+        offered = {"type": "namespace", "name": within, "description": "Our customers.", "tools": [tool]}
+    engine.answer = lambda _: "4711"
+    asked: dict[str, Any] = {"tools": [offered], "tool_choice": {"type": "custom", "name": "dial"}}
+    events = await events_of(api, **asked)
+    assert "response.custom_tool_call_input.done" in kinds(events)
+    whole = await create(api, **asked)
+    for response in (events[-1]["response"], whole):
+        must_be("Response", response)
+        (called,) = response["output"]
+        assert (called["type"], called["name"], called["input"]) == ("custom_tool_call", "dial", "4711")
+    for sent in engine.requests:
+        assert sent["structured_outputs"] == {"regex": "[0-9]+"}
+        assert "tools" not in sent
+    refused = await api.http.post(
+        "/v1/responses", json={"model": "scripted", "input": "Hi", "tools": [offered]}
+    )
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "tool_choice")
+
+
 LS = {"commands": ["ls"], "timeout_ms": 500}
 CREATE = {"type": "create_file", "path": "a.txt", "diff": "+Ahoy"}
 RUN_BY_CLIENTS: list[tuple[dict[str, Any], ...]] = [

@@ -447,6 +447,12 @@ async def responses(walk: Walk) -> None:
     cut = await client.responses.create(model=CHAT_MODEL, input=QUESTION)
     assert cut.status == "incomplete"
     engine.finish_reason = "stop"
+    await client.responses.create(
+        model=CHAT_MODEL,
+        input=QUESTION,
+        prompt={"id": "pmpt_sea", "variables": {"ship": "the Mary"}},
+        store=False,
+    )
     engine.lose_after_words, engine.between_words_s = 2, 0.05
     async for _ in await client.responses.create(model=CHAT_MODEL, input=QUESTION, stream=True):
         pass
@@ -654,6 +660,7 @@ def _says(_: Any) -> str:
 @asynccontextmanager
 async def opened(folder: Path) -> AsyncIterator[Api]:
     """An application outside of pytest, with its data in `folder`."""
+    (folder / "pmpt_sea.md").write_text("You answer those who sail on {{ship}}.")
     async with (
         served_models(str(MINILM)) as url,
         ParserPool(1) as parsers,
@@ -665,6 +672,7 @@ async def opened(folder: Path) -> AsyncIterator[Api]:
             embedding=str(MINILM),
             speaking=CHAT_MODEL,
             mcp_servers=f"harbour={harbour}/mcp,away=http://127.0.0.1:1/mcp",
+            prompts_folder=str(folder),
         ) as api,
     ):
         yield api
