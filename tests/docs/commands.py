@@ -35,6 +35,7 @@ AS_RUN = {
     ),
     "strongroom eval retrieval FOLDER --ingest": "strongroom eval retrieval beir --ingest",
     "strongroom eval answers QUESTIONS.jsonl": "strongroom eval answers few.jsonl --collection samples",
+    "strongroom eval answers SET.jsonl --collection C": "strongroom eval answers few.jsonl --collection samples",
     "strongroom eval draw --collection C": "strongroom eval draw --collection samples --count 1",
     "strongroom eval compare A B": (
         "for run in a b; do strongroom eval retrieval beir --ingest --name $run; done\n"
@@ -85,6 +86,7 @@ AS_RUN = {
 _PART_OF_THE_STACK = "the stack that all others are run against has it"
 _BUILDS = "installs and writes into this tree, which is set up already"
 _ALL = "runs for minutes or hours; the suite has shorter forms of it"
+_PULLS = "goes to a hub; tests/app/test_pulling.py has one on this machine"
 
 NOT_RUN = {
     "make run": "sets up what is set up; the stack runs the command that it ends with",
@@ -99,6 +101,9 @@ NOT_RUN = {
     "make egress": _ALL,
     "make faults": _ALL,
     "make faults SHARE=0.02": _ALL,
+    "make fuzz": _ALL,
+    "make mutants": _ALL,
+    "python -m tests.faults.backends --times 50": _ALL,
     "python -m tests.faults.clocks": _ALL,
     "python -m tests.faults.database": _ALL,
     "python -m tests.faults.departures": _ALL,
@@ -115,7 +120,8 @@ NOT_RUN = {
     "strongroom api": _PART_OF_THE_STACK,
     "strongroom worker": _PART_OF_THE_STACK,
     "strongroom models": _PART_OF_THE_STACK,
-    "strongroom models pull OWNER/MODEL": "goes to a hub; tests/app/test_pulling.py has one on this machine",
+    "strongroom models pull": _PULLS,
+    "strongroom models pull OWNER/MODEL": _PULLS,
     "strongroom audit restart FILE": "is for a log that does not verify; tests/app/test_audit.py has one",
     "docker compose config --resolve-image-digests": "needs a container engine and its registries",
     "docker compose --profile observability": (
