@@ -1,10 +1,13 @@
 """A browser for the tests of the console: Debian's Chromium, driven by playwright."""
 
-from collections.abc import AsyncIterator
+import io
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from playwright.async_api import Browser, BrowserContext, Page, async_playwright
 
 from tests.serving.hosting import REPOSITORY
@@ -87,3 +90,16 @@ async def signed_in(
     await page.wait_for_selector("#composer")
     yield visit
     await context.close()
+
+
+def must_light(screenshot: bytes, size: tuple[float, float], box: Mapping[str, float]) -> None:
+    """The lit pixels of a page's picture are those of the box and no others; size and box are in points."""
+    picture = Image.open(io.BytesIO(screenshot)).convert("RGB")
+    scale = picture.width / size[0]
+    assert abs(picture.height - size[1] * scale) < 3
+    red, green, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
+    rows, columns = np.nonzero((red > 200) & (green > 170) & (green < 245) & (blue < green - 40))
+    assert rows.size, "nothing is lit"
+    edges = [columns.min(), rows.min(), columns.max(), rows.max()]
+    wanted = [box[side] * scale for side in ("x0", "y0", "x1", "y1")]
+    assert all(abs(edge - want) < 3 for edge, want in zip(edges, wanted, strict=True)), (edges, wanted)

@@ -1,16 +1,13 @@
 """The console in a real browser: from signing in to a quote lit on its page, for everybody, and harmless to all."""
 
 import asyncio
-import io
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 from playwright.async_api import Browser, Route, expect
 
 from app.console import turns, uploads
@@ -19,7 +16,7 @@ from app.evaluation.runs import RUNS
 from app.measuring.figures import BENCHMARKS
 from ingest.sandbox import ParserPool
 from retrieval.tables import DocumentStatus
-from tests.app.browser import AXE, NO_AXE, PATIENCE_MS, Visit, opened_browser, signed_in
+from tests.app.browser import AXE, NO_AXE, PATIENCE_MS, Visit, must_light, opened_browser, signed_in
 from tests.app.conftest import Api, opened_api
 from tests.app.reports import write_bench, write_run
 from tests.payloads import PAYLOADS
@@ -130,16 +127,8 @@ async def must_light_the_quote(api: Api, visit: Visit) -> None:
     width, height = map(float, (await sheet.get_attribute("viewBox") or "").split()[2:])
     await visit.page.evaluate("document.querySelector('#source .sheet').scrollIntoView()")
     await visit.page.wait_for_timeout(A_MOMENT_MS)
-    picture = Image.open(io.BytesIO(await sheet.screenshot())).convert("RGB")
-    scale = picture.width / width
-    assert abs(picture.height - height * scale) < 3
-    red, green, blue = np.asarray(picture).astype(int).transpose(2, 0, 1)
-    rows, columns = np.nonzero((red > 200) & (green > 170) & (green < 245) & (blue < green - 40))
-    assert rows.size, "nothing is lit"
     (box,) = told["boxes"]
-    edges = [columns.min(), rows.min(), columns.max(), rows.max()]
-    wanted = [box[side] * scale for side in ("x0", "y0", "x1", "y1")]
-    assert all(abs(edge - want) < 3 for edge, want in zip(edges, wanted, strict=True)), (edges, wanted)
+    must_light(await sheet.screenshot(), (width, height), box)
 
 
 async def test_stop_stops_the_engine_and_escape_does_too(

@@ -10,10 +10,17 @@ from tests.stack import ENGINE_PYTHON, MODELS, Stack
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def sources_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder below which the stack may watch places."""
+    return tmp_path_factory.mktemp("watched")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, sources_root: Path) -> Iterator[Stack]:
     if not ENGINE_PYTHON.exists() or not (MODELS / "SmolLM2-135M-Instruct").is_dir():
         pytest.skip("The engine's environment or the demo models are missing: run `make setup`.")
-    running = Stack(tmp_path_factory.mktemp("stack") / "data")
+    settings = {"STRONGROOM_SOURCES__ROOTS": str(sources_root)}
+    running = Stack(tmp_path_factory.mktemp("stack") / "data", settings)
     running.start()
     yield running
     running.stop()
