@@ -1,7 +1,7 @@
 """`strongroom ask`, `chat` and `search`: answers that stream with their citations, and why a place was found."""
 
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
 import typer
@@ -22,6 +22,8 @@ class Answer:
 
     text: str = ""
     citations: list[Json] = field(default_factory=list)
+    unsupported: list[str] = field(default_factory=list)
+    """Sentences that the documents do not support."""
     grounded: bool = False
 
 
@@ -45,10 +47,11 @@ def ask(
 
     answer = with_remote(url, key_file, data_dir, run)
     if as_json:
-        print_json({"answer": answer.text, "grounded": answer.grounded, "citations": answer.citations})
+        told = asdict(answer)
+        print_json({"answer": told.pop("text"), **told})
     else:
         typer.echo()
-        _show_citations(answer.citations)
+        _show_evidence(answer)
     raise typer.Exit(0 if answer.grounded else 1)
 
 
@@ -73,7 +76,7 @@ def chat(
                 console.print(str(error), style="red", markup=False)
                 continue
             typer.echo()
-            _show_citations(answer.citations)
+            _show_evidence(answer)
             said.append({"role": "assistant", "content": answer.text})
 
     with_remote(url, key_file, data_dir, run)
@@ -122,13 +125,17 @@ async def _answered(
             piece = choice["delta"].get("content") or ""
             answer.text += piece
             answer.citations += choice["delta"].get("annotations") or []
+            for span in choice["delta"].get("unsupported") or []:
+                answer.unsupported.append(answer.text[span["start_index"] : span["end_index"]])
             yield piece
     answer.grounded = bool(answer.citations)
 
 
-def _show_citations(citations: list[Json]) -> None:
-    """In a terminal the name is a link; elsewhere the address follows."""
-    for each in citations:
+def _show_evidence(answer: Answer) -> None:
+    """In a terminal a citation's name is a link; elsewhere the address follows."""
+    for sentence in dict.fromkeys(answer.unsupported):
+        console.print(f"\nThe documents do not say: “{sentence}”", style="yellow", markup=False)
+    for each in answer.citations:
         page = f", page {each['page']}" if each["page"] else ""
         address = each["url_citation"]["url"]
         heading = f"\n[{each['number']}] {each['filename']}{page}"

@@ -43,7 +43,7 @@ class Remote:
     """An async context manager around one connection pool."""
 
     def __init__(self, url: str, key: str) -> None:
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {key}"}
 
     async def __aenter__(self) -> Self:
@@ -64,7 +64,7 @@ class Remote:
         """What /ready says; None while nothing answers."""
         try:
             async with self._session.get(
-                f"{self._url}/ready", timeout=aiohttp.ClientTimeout(total=10)
+                f"{self.url}/ready", timeout=aiohttp.ClientTimeout(total=10)
             ) as reply:
                 told: Json = orjson.loads(await reply.read())
                 return told
@@ -165,7 +165,7 @@ class Remote:
             **options,
         }
         try:
-            async with self._session.post(f"{self._url}/v1/chat/completions", json=body) as reply:
+            async with self._session.post(f"{self.url}/v1/chat/completions", json=body) as reply:
                 if reply.status != 200:
                     raise _refusal(reply, await reply.read())
                 async for line in reply.content:
@@ -178,7 +178,7 @@ class Remote:
                             raise RemoteRefused(chunk["error"]["message"])
                         yield chunk
         except aiohttp.ClientError as error:
-            raise _unreachable(self._url, error) from error
+            raise _unreachable(self.url, error) from error
         raise RemoteRefused("The answer ended before it was complete.")
 
     async def add_source(self, content: bytes, *, owner_proof: str | None) -> Json:
@@ -320,7 +320,7 @@ class Remote:
     async def _events(self, path: str) -> AsyncGenerator[tuple[str, Json]]:
         """Server-sent events: the name and what it tells. Raises RemoteRefused."""
         try:
-            async with self._session.get(self._url + path, timeout=EVENTS_TIMEOUT) as reply:
+            async with self._session.get(self.url + path, timeout=EVENTS_TIMEOUT) as reply:
                 if reply.status != 200:
                     refused = RemoteUnreachable if reply.status == 503 else RemoteRefused
                     raise refused(_message(reply.status, await reply.read()))
@@ -334,7 +334,7 @@ class Remote:
                         elif field == b"data":
                             yield name, orjson.loads(value)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _unreachable(self._url, error) from error
+            raise _unreachable(self.url, error) from error
 
     async def _all(self, path: str, **query: str) -> AsyncIterator[Json]:
         after: dict[str, str] = {}
@@ -363,13 +363,13 @@ class Remote:
     async def _raw(self, method: str, path: str, **options: Any) -> tuple[bytes, str]:
         """The reply, and its Server-Timing header."""
         try:
-            async with self._session.request(method, self._url + path, **options) as reply:
+            async with self._session.request(method, self.url + path, **options) as reply:
                 content = await reply.read()
                 if reply.status >= 400:
                     raise _refusal(reply, content)
                 return content, reply.headers.get("Server-Timing", "")
         except (aiohttp.ClientError, OSError) as error:
-            raise _unreachable(self._url, error) from error
+            raise _unreachable(self.url, error) from error
 
 
 async def _blocks(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

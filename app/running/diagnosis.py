@@ -212,7 +212,7 @@ async def _server(remote: Remote) -> list[Finding]:
     ready = await remote.readiness()
     if ready is None:
         advice = "Start it with `strongroom serve`; if it should run already, see logs/ in the data folder."
-        return [Finding("server", State.FAILED, "nothing answers", advice)]
+        return [Finding("server", State.FAILED, f"nothing answers at {remote.url}", advice)]
     findings = []
     for name, role in ready["roles"].items():
         is_ready = role["state"] == "ready"

@@ -55,6 +55,16 @@ async def test_ask_streams_with_citations_and_fails_when_the_documents_do_not_sa
     assert (status, told["grounded"], told["citations"]) == (1, False, [])
 
 
+async def test_a_sentence_that_the_documents_do_not_support_is_told(api: Api) -> None:
+    await api.add_document(await api.store("harbour"), "harbour.txt", HARBOUR)
+    invented = "Three giraffes painted the quay in 1820."
+    api.engine.answer = lambda _: f"{HARBOUR} [1] {invented}"
+    _, out = await strongroom(api, "ask", "Who is the harbour master?")
+    assert f"The documents do not say: “{invented}”" in out
+    status, told = await as_json(api, "ask", "Who is the harbour master?")
+    assert (status, told["grounded"], told["unsupported"]) == (0, True, [invented])
+
+
 async def test_a_chat_goes_on_from_what_was_said(api: Api) -> None:
     await api.add_document(await api.store("harbour"), "harbour.txt", HARBOUR)
     api.engine.answer = lambda _: f"{HARBOUR} [1]"
