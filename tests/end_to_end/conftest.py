@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from playwright.sync_api import Page, sync_playwright
 
+from tests.app.browser import CHROMIUM, FLAGS, NO_CHROMIUM
 from tests.stack import ENGINE_PYTHON, MODELS, Stack
 
 
@@ -29,6 +31,22 @@ def stack(tmp_path_factory: pytest.TempPathFactory, sources_root: Path) -> Itera
 @pytest.fixture
 def client(stack: Stack) -> OpenAI:
     return stack.client()
+
+
+@pytest.fixture
+def page(stack: Stack) -> Iterator[Page]:
+    """The stack's console in a browser, signed in with its first key."""
+    if not CHROMIUM.exists():
+        pytest.skip(NO_CHROMIUM)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        page.goto(stack.url)
+        page.fill("#key", stack.key)
+        page.click("form button:has-text('Sign in')")
+        page.wait_for_selector("#composer")
+        yield page
+        browser.close()
 
 
 @pytest.fixture(scope="session")

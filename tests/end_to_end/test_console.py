@@ -1,13 +1,12 @@
 """The console before the whole stack: a quote is lit on its page, a folder is watched, and all goes again."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from openai import OpenAI
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.app.browser import CHROMIUM, FLAGS, NO_CHROMIUM, must_light
+from tests.app.browser import must_light
 from tests.stack import Stack
 
 pytestmark = pytest.mark.engine
@@ -31,18 +30,6 @@ LOOK_ON = """() => {
 }"""
 
 
-@pytest.fixture
-def page(stack: Stack) -> Iterator[Page]:
-    if not CHROMIUM.exists():
-        pytest.skip(NO_CHROMIUM)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.set_default_timeout(PATIENCE_MS)
-        yield page
-        browser.close()
-
-
 def test_from_signing_in_to_a_lit_quote_and_until_all_is_gone(
     stack: Stack, client: OpenAI, handbook: Path, page: Page, tmp_path: Path
 ) -> None:
@@ -50,7 +37,7 @@ def test_from_signing_in_to_a_lit_quote_and_until_all_is_gone(
         folder = tmp_path / "port" / f"pier-{number}"
         folder.mkdir(parents=True)
         (folder / f"boats-{number}.txt").write_text(f"At pier {number} lie {number + 4} boats.")
-    sign_in(page, stack)
+    page.set_default_timeout(PATIENCE_MS)
     page.click("nav >> text=Documents")
     page.fill("#name", "brennick")
     page.click("text=Create")
@@ -108,7 +95,7 @@ def test_a_folder_is_tried_watched_paused_and_left(
         (folder / f"log-{number}.txt").write_text(f"On day {number} the fog horn sounded {number + 2} times.")
     store = client.vector_stores.create(name="logbooks").id
     page.on("dialog", lambda dialog: dialog.accept())
-    sign_in(page, stack)
+    page.set_default_timeout(PATIENCE_MS)
     page.click("nav >> text=Sources")
     page.fill("#url", str(folder))
     page.select_option("[name=collection]", store)
@@ -136,13 +123,6 @@ def test_a_folder_is_tried_watched_paused_and_left(
     page.goto(f"{stack.url}/console/collections/{store}")
     expect(page.locator("tr[id]")).to_have_count(0, timeout=PATIENCE_MS)
     client.vector_stores.delete(store)
-
-
-def sign_in(page: Page, stack: Stack) -> None:
-    page.goto(stack.url)
-    page.fill("#key", stack.key)
-    page.click("form button:has-text('Sign in')")
-    page.wait_for_selector("#composer")
 
 
 def box_of_quote(client: OpenAI) -> dict[str, float]:

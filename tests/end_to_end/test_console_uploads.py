@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from tests.app.browser import CHROMIUM, FLAGS, NO_CHROMIUM
 from tests.stack import Stack
 
 pytestmark = pytest.mark.slow
@@ -37,21 +36,6 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield running
     finally:
         running.stop()
-
-
-@pytest.fixture
-def page(stack: Stack) -> Iterator[Page]:
-    if not CHROMIUM.exists():
-        pytest.skip(NO_CHROMIUM)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        page.goto(stack.url)
-        page.fill("#key", stack.key)
-        page.click("form button:has-text('Sign in')")
-        page.wait_for_selector("#composer")
-        yield page
-        browser.close()
 
 
 def test_thousands_of_files_come_whole_though_page_and_server_end_meanwhile(
