@@ -17,6 +17,7 @@ from ingest.jobs import ClaimedJob, JobProgress, LeaseLost
 from ingest.parsed_files import ParsedElsewhere
 from ingest.pipeline import Outcome, ParsersTaken, Pipeline, WrongModel
 from ingest.rebuilds import tend
+from retrieval.beats import BEAT_S
 from retrieval.database import Database
 from retrieval.segments import Damaged
 from retrieval.tables import WorkerBeat
@@ -32,7 +33,6 @@ IDLE_LOOK_S = 0.1
 """Where nothing wakes the worker, a job that arrives while all is quiet waits this long at most."""
 FREE_SHARE = 0.25
 """Of the places: so many are filled at once where jobs end fast."""
-BEAT_S = 5.0
 WATCH_S = 1.0
 """So soon is noticed that a document was deleted or cancelled, and so often is progress told."""
 LOOK_AGAIN_S = 1.0

@@ -13,7 +13,7 @@ import aiohttp
 import orjson
 
 from app.access.owner import OWNER_HEADER
-from app.edge.uploads import safe_filename
+from app.edge.filenames import safe_filename
 
 Json = dict[str, Any]
 EVENTS_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_read=60)

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 from app.console.evidence import CollectionId
 from app.console.session import SignedInWriter
 from app.console.views import ConsoleRoute
-from app.edge.uploads import safe_filename
+from app.edge.filenames import safe_filename
 from app.routes.body import read_model
 from app.routes.caller import UseServices
 from app.routes.documents import AttachFile, attach

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from app.edge.filenames import safe_filename
 from app.errors import BadRequest, WrongContentType
 from retrieval.blobs import Receiver
 
@@ -123,10 +124,3 @@ class _Events:
     def _limit_header(self) -> None:
         if len(self._header_name) + len(self._header_value) > MAX_HEADER_BYTES:
             raise BadRequest(f"A part's header is longer than {MAX_HEADER_BYTES} bytes.")
-
-
-def safe_filename(name: str) -> str:
-    """A name to show, never a path: without folders and control characters, at most 255 characters."""
-    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    printable = "".join(character for character in last if character.isprintable())
-    return printable[:255] if printable not in ("", ".", "..") else "unnamed"

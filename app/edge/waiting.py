@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from ingest.worker import BEAT_S
+from retrieval.beats import living_workers
 from retrieval.database import Database
 from retrieval.scope import Scope
-from retrieval.tables import Document, DocumentStatus, File, Job, JobState, WorkerBeat
+from retrieval.tables import Document, DocumentStatus, File, Job, JobState
 from retrieval.together import in_thread
 
 LONGEST_S = 5.0
@@ -19,7 +19,6 @@ SMALL_BYTES = 256 * 1024
 """Of the files together: what takes a parser well below a second."""
 FEW = 8
 """Jobs that are in hand or wait. With more, the reply would only come later and say the same."""
-SILENT_AFTER_S = 3 * BEAT_S
 
 
 async def until_ingested(
@@ -42,7 +41,7 @@ def is_soon(database: Database, scope: Scope, collection_id: str, file_ids: Sequ
         return (
             _jobs(session) <= FEW
             and _size_bytes(session, scope, file_ids) <= SMALL_BYTES
-            and _has_worker(session)
+            and living_workers(session) > 0
             and _count(session, scope, collection_id, file_ids) > 0
         )
 
@@ -70,8 +69,3 @@ def _size_bytes(session: Session, scope: Scope, file_ids: Sequence[str]) -> int:
 def _jobs(session: Session) -> int:
     unfinished = select(Job.id).where(Job.state != JobState.FAILED, Job.is_background.is_(False))
     return session.scalars(select(func.count()).select_from(unfinished.limit(FEW + 1).subquery())).one()
-
-
-def _has_worker(session: Session) -> bool:
-    query = select(func.count()).where(WorkerBeat.seen_at > time.time() - SILENT_AFTER_S)
-    return session.scalars(query).one() > 0

@@ -1,13 +1,11 @@
 """/health, /ready and /metrics: for people and programs that watch over a running Strongroom."""
 
 import asyncio
-import time
 from dataclasses import asdict
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Response
-from sqlalchemy import func, select
 from sqlalchemy.exc import OperationalError
 
 from app.access.audit import audited
@@ -15,10 +13,11 @@ from app.access.auth import NotOfServer, runs_server
 from app.metrics import ApiMetrics
 from app.routes.caller import Admin, Reader, UseServices
 from app.services import Services
-from app.upkeep.figures import SILENT_AFTER_S, StoredFigures, stored_figures
+from app.upkeep.figures import StoredFigures, stored_figures
+from retrieval.beats import SILENT_AFTER_S, living_workers
 from retrieval.database import DatabaseUnavailable
 from retrieval.scope import Scope
-from retrieval.tables import AuditEvent, WorkerBeat
+from retrieval.tables import AuditEvent
 from retrieval.together import in_thread
 from retrieval.verify import differences, repair
 from serving.protocols import ModelUnavailable
@@ -135,8 +134,7 @@ def _database_and_worker(services: Services) -> tuple[dict[str, Any], dict[str, 
         down = {"state": "unavailable", "reason": str(error)}
         return down, {"state": "unknown", "reason": "The database, where workers report, is unavailable."}
     with services.database.read() as session:
-        since = time.time() - SILENT_AFTER_S
-        alive = session.scalar(select(func.count()).where(WorkerBeat.seen_at > since)) or 0
+        alive = living_workers(session)
     database = {"state": "ready", "reason": services.database.engine.dialect.name}
     if not alive:
         return database, {

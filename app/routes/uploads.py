@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request
 from pydantic import Field, StringConstraints
 
 from app.access.retention import must_not_keep
-from app.edge.uploads import receive_form, safe_filename
+from app.edge.filenames import safe_filename
+from app.edge.uploads import receive_form
 from app.errors import BadRequest
 from app.routes.body import Body, form_of, read_fields
 from app.routes.caller import Reader, UseServices, Writer

@@ -18,7 +18,7 @@ from app.running.serve import StartRefused, check_model
 from app.settings import Settings, model_path, weights_bytes
 from app.storage.migrate import SchemaMismatch, check_schema
 from app.storage.opening import Storage, StorageRefused, keys_dir, open_storage
-from app.upkeep.figures import SILENT_AFTER_S
+from retrieval.beats import SILENT_AFTER_S
 from retrieval.database import DatabaseUnavailable
 from retrieval.tables import WorkerBeat
 from retrieval.verify import differences

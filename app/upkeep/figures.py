@@ -8,11 +8,9 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from ingest.worker import BEAT_S
+from retrieval.beats import living_workers
 from retrieval.database import Database
-from retrieval.tables import AuditHead, Collection, Job, JobState, Source, WorkerBeat
-
-SILENT_AFTER_S = 3 * BEAT_S
+from retrieval.tables import AuditHead, Collection, Job, JobState, Source
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,11 @@ def stored_figures(database: Database, data_dir: Path) -> StoredFigures:
         sources = {"swept": 0, "paused": 0, "failing": 0}
         for is_paused, failures in session.execute(select(Source.is_paused, Source.failures)):
             sources["paused" if is_paused else "failing" if failures else "swept"] += 1
-        workers = select(func.count()).where(WorkerBeat.seen_at > now - SILENT_AFTER_S)
         return StoredFigures(
             jobs={state: jobs.get(state, 0) for state in JobState},
             oldest_due_s=0.0 if oldest is None else now - oldest,
             sources=sources,
-            workers=session.scalars(workers).one(),
+            workers=living_workers(session),
             collections=session.scalars(select(func.count()).select_from(Collection)).one(),
             disk_free_bytes=shutil.disk_usage(data_dir).free,
             audit_entries=session.scalar(select(AuditHead.seq)) or 0,

@@ -51,6 +51,9 @@ __all__ = [
 FRESH_S = 2.0
 """So long is believed what a replica told of its health, models and load; asking again holds no request up."""
 
+AWAY_S = 0.25
+"""So long is believed that it cannot take requests: one that starts is used as soon as it is ready."""
+
 LONGEST_ASK_S = 1.0
 """What a request waits for news of engines that were away when they were last asked."""
 
@@ -708,7 +711,8 @@ class Gateway:
 
     def _ask_old(self, now: float) -> None:
         for engine in self._engines:
-            if engine.asking is None and now - engine.asked_at > FRESH_S:
+            fresh_s = FRESH_S if engine.reason is None else AWAY_S
+            if engine.asking is None and now - engine.asked_at > fresh_s:
                 engine.asking = asyncio.create_task(self._ask(engine))
 
     async def _ask(self, engine: Engine) -> None:
