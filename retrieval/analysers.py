@@ -188,9 +188,7 @@ def read(text: str, *, is_query: bool = False) -> Reading:
     parts += _YEAR_WITHIN.findall(text)
     signs = [core for span in spans if not span.isalnum() and not (core := span.strip(_EDGES)).isalnum()]
     wholes = _wholes(" ".join(signs), is_query=is_query) if signs else []
-    words, figures = text, []
-    if _CELLS in text and not is_query:
-        words, figures = _without_figures(text)
+    words, figures = (text, []) if is_query or _CELLS not in text else _without_figures(text)
     return Reading(
         language=language_of(text),
         words=" ".join([words, *parts]) if parts else words,
