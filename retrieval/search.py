@@ -511,7 +511,10 @@ def _fuse(dense: Ranking, words: Ranking, options: SearchOptions) -> Ranking:
 
 
 def _load(session: Session, asked: _Asked, ranking: Ranking, limit: int) -> tuple[FoundChunk, ...]:
-    """The best `limit` chunks of a ranking that are there to be found, each text once."""
+    """The best `limit` chunks of a ranking that are there to be found, each text once.
+
+    Copies of it in other collections as well would take the room of what else there is to be found.
+    """
     found: list[FoundChunk] = []
     start, window = 0, limit + EXTRA
     while len(found) < limit and start < len(ranking):

@@ -70,10 +70,10 @@ def test_equal_scores_are_ordered_by_rising_id() -> None:
 
 
 def test_what_a_page_or_section_says_besides_gives_way_to_others() -> None:
-    assert HEARD_SHARE == 0.75
-    ranking = (Hit(1, 1.0), Hit(2, 0.9), Hit(3, 0.8), Hit(4, 0.72), Hit(5, 0.4))
+    assert HEARD_SHARE == 0.8
+    ranking = (Hit(1, 1.0), Hit(2, 0.9), Hit(3, 0.8), Hit(4, 0.7), Hit(5, 0.5))
     groups = {1: ["a", 7], 2: ["a", 8], 3: ["b", 9], 4: ["c", 7], 5: ["b", 9]}
-    assert_ranks(varied(ranking, groups), {1: 1.0, 3: 0.8, 2: 0.675, 4: 0.54, 5: 0.3})
+    assert_ranks(varied(ranking, groups), {1: 1.0, 3: 0.8, 2: 0.72, 4: 0.56, 5: 0.4})
 
 
 def test_chunks_of_no_group_give_way_to_none() -> None:
