@@ -1,9 +1,7 @@
 """`strongroom …`: one command a role, and the commands that people use."""
 
 import asyncio
-import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +11,6 @@ from typing import Annotated
 
 import orjson
 import typer
-import uvloop
 from rich.console import Console
 
 from app.access.audit import audited
@@ -50,11 +47,8 @@ from app.commands.terminal import (
 )
 from app.logs import start_logs
 from app.measuring.figures import FiguresUnreadable
-from app.observing.tracing import exporting
 from app.running.core_dumps import forbid_core_dumps
-from app.running.garbage import settle
-from app.running.serve import StartRefused, prepare_data, serve
-from app.services import open_worker
+from app.running.serve import WORKER_NICENESS, StartRefused, prepare_data, serve
 from app.settings import Settings, SettingsInvalid, read_settings
 from app.storage.backup import BackupUnusable, back_up, restore
 from app.storage.migrate import SchemaMismatch, check_schema
@@ -86,7 +80,6 @@ cli.command("status")(status)
 cli.command("doctor")(doctor)
 cli.command("bench")(bench)
 cli.command("plan")(plan)
-WORKER_NICENESS = 10
 SAMPLES_COLLECTION = "samples"
 QUESTIONS_FILE = "questions.json"
 """Stands beside the samples, and is not one of them: questions with the passages that answer them."""
@@ -185,11 +178,9 @@ def worker() -> None:
     """Run the worker role: ingestion."""
     settings = read_settings()
     start_logs("worker", settings.server.log_level)
-    forbid_core_dumps()
     _check_database(settings)
-    settle()
-    with exporting(settings.traces, "worker"):
-        uvloop.run(_work(settings))
+    os.nice(WORKER_NICENESS)
+    os.execv(sys.executable, [sys.executable, "-m", "app.running.worker_role"])  # noqa: S606
 
 
 @cli.command("migrate")
@@ -339,24 +330,6 @@ async def _welcome(settings: Settings, remote: Remote, *, samples: Path | None) 
     on_loopback = settings.server.host in ("127.0.0.1", "::1", "localhost")
     link = await remote.sign_in_link() if on_loopback else settings.public_url
     typer.echo(WELCOME.format(url=settings.public_url, key_file=key_file, question=question, console=link))
-
-
-async def _work(settings: Settings) -> None:
-    # Where cores are scarce, people who wait go first; its parsers inherit this.
-    os.nice(WORKER_NICENESS)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with open_worker(settings) as (worker, schedules):
-        working = asyncio.gather(worker.run(), schedules.run())
-        stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait((working, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        working.cancel()
-        await asyncio.gather(working, stopped, return_exceptions=True)
-        if not stop.is_set():
-            logging.getLogger("strongroom.worker").error("worker_ended")
-            sys.exit(1)
 
 
 def _check_database(settings: Settings) -> None:

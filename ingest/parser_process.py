@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ingest.elements import Openable, Parsed, ParseFailed, ParseFailure, ParseOptions
 from ingest.parse.confine import Isolation, Order, descendants
-from ingest.parse.serve import FRAME_HEAD, FrameKind, Request
+from ingest.parse.serve import FRAME_HEAD, WAKE, FrameKind, Request
 from ingest.parser_answer import ParserAnswer, ParserLimits, senseless_answer, too_much_text
 
 
@@ -36,13 +36,19 @@ class ParserProcess:
         self._limits = limits
         self._files = 0
         self._processes_of_its_own = 0
+        self._loading: asyncio.Task[None] | None = None
         self._excess: ParseFailed | None = None
         self.fit = True
         """Whether it can take another file."""
 
     @classmethod
-    async def start(cls, folder: Path, limits: ParserLimits, module: str) -> "ParserProcess":
-        """Starts one with a folder of its own in `folder`; `module` is the program."""
+    async def start(
+        cls, folder: Path, limits: ParserLimits, module: str, *, idle_s: float
+    ) -> "ParserProcess":
+        """Starts one with a folder of its own in `folder`; `module` is the program.
+
+        It loads its libraries when the first file comes, or after `idle_s` seconds without one.
+        """
         own_folder = Path(tempfile.mkdtemp(dir=folder)).resolve()
         # What it works on is beside where it writes: a hard link that it could write to would be the blob.
         for name in (_WORK, _INPUT, _TAKEN):
@@ -74,6 +80,7 @@ class ParserProcess:
                 *python,
                 module,
                 str(write_end),
+                str(idle_s),
                 stdin=asyncio.subprocess.PIPE,
                 # What libraries print is not read: it may hold text of the document.
                 stdout=asyncio.subprocess.DEVNULL,
@@ -103,12 +110,21 @@ class ParserProcess:
 
     async def ready(self) -> None:
         """Returns when its libraries are loaded. Raises ParseFailed (interrupted) when that fails."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load(), name="parser child loads")
+        # Shielded: a caller who gives up meanwhile must not stop it for the next one.
+        await asyncio.shield(self._loading)
+
+    async def _load(self) -> None:
         try:
             async with asyncio.timeout(self._limits.start_timeout_s):
+                await self._send(WAKE)
                 kind, _ = await self._frame()
-        except (TimeoutError, asyncio.IncompleteReadError, ValueError) as error:
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, ValueError) as error:
+            self.fit = False
             raise _no_start() from error
         if kind is not FrameKind.READY:
+            self.fit = False
             raise _no_start()
         self._processes_of_its_own = len(_living(self._process.pid))
 
@@ -122,7 +138,7 @@ class ParserProcess:
         watch = asyncio.create_task(self._watch(), name="parser watch")
         try:
             async with self._waiting(answer):
-                await self._send(request)
+                await self._send(request.to_line())
             verdict = None
             while verdict is None:
                 async with self._waiting(answer):
@@ -173,6 +189,9 @@ class ParserProcess:
         """Kills it, waits for its end and removes its folder."""
         self.fit = False
         self.kill()
+        if self._loading is not None:
+            self._loading.cancel()
+            await asyncio.gather(self._loading, return_exceptions=True)
         try:
             async with asyncio.timeout(_KILL_TIMEOUT_S):
                 await self._process.wait()
@@ -204,9 +223,9 @@ class ParserProcess:
             ) from error
         return taken.stat().st_size
 
-    async def _send(self, request: Request) -> None:
+    async def _send(self, line: bytes) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(request.to_line())
+        self._process.stdin.write(line)
         await self._process.stdin.drain()
 
     async def _frame(self) -> tuple[FrameKind, bytes]:

@@ -27,6 +27,8 @@ __all__ = ["ParserLimits", "ParserPool"]
 _FOLDER_PREFIX = "strongroom-parser-"
 _LOCK = "lock"
 _NO_OPTIONS = ParseOptions()
+_LOAD_AFTER_S = 60.0
+"""Without a file: by then everything has started that starts with the worker."""
 _PROGRESS_EVERY_S = 0.5
 """A fast parser finishes hundreds of pages in a second, and nobody watches that closely."""
 
@@ -71,7 +73,7 @@ class ParserPool:
         self._folder = await asyncio.to_thread(self._make_folder)
         for _ in range(self._size):
             self._slots.put_nowait(self._fill_slot(None))
-        # Only this much is waited for: the libraries load while the worker goes on.
+        # Only this much is waited for: the libraries load with the first file, or when nobody is in a hurry.
         await self._first_is_up.wait()
         return self
 
@@ -117,6 +119,7 @@ class ParserPool:
         try:
             # Shielded: a caller who gives up while a child starts must not stop it for the next one.
             child = await asyncio.shield(slot)
+            await child.ready()
             async with aclosing(child.parse(content, media_type, options)) as found:
                 loop, told = asyncio.get_running_loop(), 0.0
                 async for parsed in found:
@@ -144,12 +147,13 @@ class ParserPool:
         if used_up is not None and used_up.exception() is None:
             await used_up.result().close()
         try:
-            child = await ParserProcess.start(self._folder, self._limits, self._child_module)
+            # One that follows another is wanted: it loads its libraries while others parse.
+            idle_s = _LOAD_AFTER_S if used_up is None else 0.0
+            child = await ParserProcess.start(self._folder, self._limits, self._child_module, idle_s=idle_s)
             try:
                 isolation = await child.isolation()
                 self._isolation = isolation if self._isolation is None else isolation & self._isolation
                 self._first_is_up.set()
-                await child.ready()
             except BaseException:
                 await child.close()
                 raise

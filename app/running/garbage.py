@@ -2,11 +2,6 @@
 
 import gc
 
-COLLECT_AFTER = 20_000
-"""New objects. Python's own 700 cost the api and the worker a seventh of their time under load: SQLAlchemy and asyncio
-make many objects, and next to no cycles.
-"""
-
 
 def settle() -> None:
     """For a process that has loaded its libraries: their half a million objects are not looked at again.
@@ -15,4 +10,3 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(COLLECT_AFTER, 20, 20)

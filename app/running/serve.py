@@ -37,6 +37,8 @@ from serving.generation.engine import (
 )
 
 LOOPBACK = "127.0.0.1"
+WORKER_NICENESS = 10
+"""Where cores are scarce, people who wait go first. From its first import on, and for its parsers as well."""
 LOOK_S = 0.5
 REMIND_S = 10.0
 
@@ -140,10 +142,7 @@ def role_processes(settings: Settings, *, models: bool, engine: bool) -> list[Ro
     # The models role reads nothing from disk that has a key.
     keyless = inherited | settings.with_options(encryption=EncryptionSettings().model_dump()).to_environment()
     roles = [
-        RoleProcess(
-            name, (sys.executable, "-m", "app.cli", name), keyless if name == "models" else environment
-        )
-        for name in names
+        RoleProcess(name, _role_command(name), keyless if name == "models" else environment) for name in names
     ]
     if engine:
         gpus = list_gpus(inherited.get("CUDA_VISIBLE_DEVICES"))
@@ -152,6 +151,12 @@ def role_processes(settings: Settings, *, models: bool, engine: bool) -> list[Ro
             name = "engine" if number == 1 else f"engine-{number}"
             roles.append(RoleProcess(name, command, inherited | engine_environment(config)))
     return roles
+
+
+def _role_command(name: str) -> list[str]:
+    """Of the role's own program: the command line, and what it checks, are behind us."""
+    first = ["nice", "-n", str(WORKER_NICENESS)] if name == "worker" else []
+    return [*first, sys.executable, "-m", f"app.running.{name}_role"]
 
 
 def engine_configs(settings: Settings, gpus: Sequence[Gpu]) -> list[EngineConfig]:

@@ -31,6 +31,8 @@ from ingest.elements import (
 from ingest.kinds import MediaType
 
 FRAME_HEAD = struct.Struct(">BQ")
+WAKE = b"\n"
+"""A line that has the libraries loaded before there is a request."""
 
 
 class FrameKind(IntEnum):
@@ -103,6 +105,8 @@ def serve(parse: Parse, *, replies: int) -> None:
     kept = {path.name for path in Path().iterdir()}
     _send(replies, FrameKind.READY, b"")
     for line in sys.stdin.buffer:
+        if line == WAKE:
+            continue
         request = Request.from_line(line)
         failure: ParseFailed | None = None
         try:

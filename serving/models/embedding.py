@@ -3,18 +3,15 @@
 from functools import partial
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
 
 from serving.batching.model import Rows
-from serving.models.hardware import choose_embedding_precision
-from serving.models.loading import find_model_folder, fingerprint_of, open_model
-from serving.models.starting import LoadedModel, choose_computing, start, take_reading
+from serving.models.hardware import choose_computing, choose_embedding_precision
+from serving.models.loading import find_model_folder
+from serving.models.starting import LoadedModel, start
+from serving.models.task import Task
 from serving.protocols import Backend, Device, EmbeddingModel, Precision
 
 LoadedEmbeddingModel = LoadedModel[EmbeddingModel, str]
-
-EXAMPLE = ("A key.", "The key hangs in the hall.")
-PROBE = ("The Strongroom is  built to keep documents safe. ", "Où est la clé? Nobody enters it alone. " * 10)
 
 
 def load_embedding_model(
@@ -43,29 +40,15 @@ def load_embedding_model(
         wants_express=True,
         choose_precision=choose_embedding_precision,
     )
-    open_as = partial(open_model, SentenceTransformer, folder)
-    model = open_as(*computing.opening)
-    reading = take_reading(model, name, example=EXAMPLE, probe=PROBE)
-    width = int(model.get_embedding_dimension())
-    finish = partial(unit_rows, width=width)
-    started = start(
-        model,
-        reading,
-        computing,
-        name=name,
-        output="sentence_embedding",
-        finish=finish,
-        reopen=open_as,
-        folder=folder,
-    )
+    model = start(EMBEDDING, folder, computing, name=name)
     card = EmbeddingModel(
         name=name,
-        fingerprint=fingerprint_of(folder),
-        dimensions=width,
-        max_tokens=reading.reader.max_tokens,
-        tokenizer_json=reading.tokenizer_json,
+        fingerprint=model.fingerprint,
+        dimensions=model.width,
+        max_tokens=model.reading.max_tokens,
+        tokenizer_json=model.reading.tokenizer_json,
     )
-    return LoadedModel.of(started, reading, computing, card=card, name=name, width=width, finish=finish)
+    return LoadedModel.of(model, EMBEDDING, computing, card=card, name=name)
 
 
 def unit_rows(rows: Rows, *, width: int) -> Rows:
@@ -81,3 +64,17 @@ def unit_rows(rows: Rows, *, width: int) -> Rows:
         raise ValueError("the model gave a vector that is not finite or has no length")
     scaled: Rows = kept / lengths
     return scaled
+
+
+EMBEDDING = Task(
+    name="embedding",
+    library_class="SentenceTransformer",
+    output="sentence_embedding",
+    example=("A key.", "The key hangs in the hall."),
+    probe=(
+        "The Strongroom is  built to keep documents safe. ",
+        "Où est la clé? Nobody enters it alone. " * 10,
+    ),
+    width_of=lambda model: int(model.get_embedding_dimension()),
+    finish=lambda width: partial(unit_rows, width=width),
+)

@@ -1,33 +1,93 @@
-"""Chooses devices, precision, replicas and threads for a model where the settings leave them to us."""
+"""Chooses devices, precision, replicas and threads for a model where the settings leave them to us.
 
+Imports torch, which takes a second, only where a driver for CUDA is found.
+"""
+
+import ctypes
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from serving.models.loading import ModelLoadError
-from serving.protocols import Device, Precision
+from serving.protocols import Backend, Device, Precision
 
 MOST_REPLICAS = 4
 """On a CPU, when nobody sets a number. More would leave each too few threads for a long text."""
 
 CGROUP_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux tells a container how much of the machine is its own."""
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computing:
+    """How a model shall run, once what the settings left open is chosen."""
+
+    device: Device
+    """Never AUTO."""
+    precision: Precision
+    """Never AUTO."""
+    backend: Backend
+    """AUTO is OpenVINO and, for a model that it cannot compute, torch. Never AUTO on CUDA."""
+    replicas: int
+    """0 on CUDA: one on each device."""
+    threads: int
+    """Of one replica, on the CPU."""
+    wants_express: bool
+    """A replica more, for people alone, where the backend can let it go first: OpenVINO."""
+
+
+def choose_computing(
+    device: Device,
+    precision: Precision,
+    backend: Backend,
+    *,
+    threads: int | None,
+    replicas: int,
+    wants_express: bool = False,
+    choose_precision: Callable[[Precision, Device], Precision],
+) -> Computing:
+    """Raises ModelLoadError for a device that is absent, or that the backend cannot use."""
+    if backend is Backend.OPENVINO and device is Device.AUTO:
+        device = Device.CPU
+    device = choose_device(device)
+    precision = choose_precision(precision, device)
+    if device is Device.CUDA:
+        if backend is Backend.OPENVINO:
+            raise ModelLoadError("backend is openvino, which runs on the CPU, but device is cuda")
+        backend, threads = Backend.TORCH, 1
+    else:
+        replicas, threads = share_cores(usable_cores(), threads=threads, replicas=replicas)
+    return Computing(
+        device=device,
+        precision=precision,
+        backend=backend,
+        replicas=replicas,
+        threads=threads,
+        wants_express=wants_express,
+    )
 
 
 def choose_device(device: Device) -> Device:
     """Raises ModelLoadError when CUDA is asked for and absent."""
-    if device is Device.AUTO:
-        return Device.CUDA if torch.cuda.is_available() else Device.CPU
-    if device is Device.CUDA and not torch.cuda.is_available():
+    if device is Device.CPU:
+        return device
+    if _has_cuda():
+        return Device.CUDA
+    if device is Device.CUDA:
         raise ModelLoadError("device is cuda, but torch finds no CUDA device")
-    return device
+    return Device.CPU
 
 
-def cuda_devices(replicas: int) -> list[str]:
-    """Where each replica runs: all visible devices in turn, one replica on each when `replicas` is 0."""
-    visible = torch.cuda.device_count()
-    return [f"cuda:{replica % visible}" for replica in range(replicas or visible)]
+def _has_cuda() -> bool:
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    from serving.models import torch_backend  # noqa: PLC0415 - see above
+
+    return torch_backend.has_cuda()
 
 
 def choose_embedding_precision(precision: Precision, device: Device) -> Precision:
@@ -39,10 +99,20 @@ def choose_embedding_precision(precision: Precision, device: Device) -> Precisio
     if precision is not Precision.AUTO:
         return precision
     if device is Device.CUDA:
-        return Precision.BFLOAT16 if torch.cuda.is_bf16_supported() else Precision.FLOAT16
-    capabilities = torch.cpu.get_capabilities()
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return Precision.BFLOAT16 if fast else Precision.FLOAT32
+        from serving.models import torch_backend  # noqa: PLC0415 - see above
+
+        return Precision.BFLOAT16 if torch_backend.cuda_multiplies_bfloat16() else Precision.FLOAT16
+    return Precision.BFLOAT16 if cpu_multiplies_bfloat16() else Precision.FLOAT32
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """As torch would tell, for the x86 of Linux; False elsewhere."""
+    try:
+        told = CPU_INFO.read_text()
+    except OSError:
+        return False
+    flags = next((line.split() for line in told.splitlines() if line.startswith("flags")), [])
+    return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def choose_reranking_precision(precision: Precision, device: Device) -> Precision:

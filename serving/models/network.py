@@ -1,12 +1,13 @@
 """A model as a function of padded arrays, whatever computes it; and a replica of it as the batcher runs it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol
-
-import torch
 
 from serving.batching.model import InputT, Rows, Tokens
 from serving.models.reading import Arrays, Padding, Reader
+from serving.models.task import Finish
+from serving.protocols import Backend
 
 
 class Network(Protocol):
@@ -25,27 +26,17 @@ class Network(Protocol):
         ...
 
 
-class RowsModule(torch.nn.Module):  # type: ignore[misc]
-    """A sentence-transformers model as torch and OpenVINO see it: tensors in, one float32 tensor out.
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """Networks that run. The device is `cpu`, or the CUDA devices by commas."""
 
-    Reads int64 tensors (texts, longest) in the order of `names`; gives (texts, columns).
-    """
-
-    def __init__(
-        self, model: Any, *, names: Sequence[str], constants: Mapping[str, Any], output: str
-    ) -> None:
-        """`constants` are what the library hands to its modules beside tensors: modality, length of the prompt."""
-        super().__init__()
-        self.model = model
-        self._names = tuple(names)
-        self._constants = dict(constants)
-        self._output = output
-        self.eval()
-
-    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
-        features = self._constants | dict(zip(self._names, tensors, strict=True))
-        rows: torch.Tensor = self.model(features)[self._output]
-        return rows.float()
+    backend: Backend
+    device: str
+    networks: Sequence[Network]
+    memory_bytes: int
+    limits_hint: int | None = None
+    has_express: bool = False
+    """The last network is for people alone."""
 
 
 class Replica(Generic[InputT]):
@@ -58,9 +49,8 @@ class Replica(Generic[InputT]):
         padding: Padding,
         *,
         width: int,
-        finish: Callable[[Rows], Rows],
+        finish: Finish,
     ) -> None:
-        """`finish` makes of the network's rows what callers get, or raises ValueError for rows it refuses."""
         self.width = width
         self.max_tokens = reader.max_tokens
         self._network = network

@@ -20,16 +20,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import PreTrainedModel
 
 from serving.batching.model import Rows
-from serving.models.loading import ModelLoadError, bytes_of
-from serving.models.network import RowsModule
+from serving.models.loading import ModelLoadError
 from serving.models.reading import Arrays
+from serving.models.task import Finish
 from serving.protocols import Precision
 
 # OpenVINO reports its import and each conversion to Google Analytics without asking. Where its telemetry package
@@ -78,53 +77,72 @@ class OpenVinoNetwork:
         self._request = None
 
 
-def convert(
-    module: RowsModule,
+def traced(module: Any, example: tuple[Any, ...]) -> openvino.Model:
+    """A torch module as a graph, which goes on using the module's weights. Raises NotConvertible."""
+    with _as_it_was():
+        try:
+            return openvino.convert_model(module, example_input=example)
+        except Exception as error:
+            # Whatever a library of compilers raises for a model that it does not know.
+            raise NotConvertible(f"OpenVINO cannot convert it: {_first_line(error)}") from error
+
+
+def save_graph(graph: openvino.Model, path: Path) -> None:
+    """As `path`, an .xml, and the weights beside it. Raises OSError or RuntimeError."""
+    openvino.save_model(graph, path, compress_to_fp16=False)
+
+
+def read_graph(path: Path) -> openvino.Model:
+    """What `save_graph` wrote; the weights stay in the file until they are used. Raises RuntimeError."""
+    return openvino.Core().read_model(path)
+
+
+def compiled(
+    graph: openvino.Model,
     *,
-    example: Arrays,
     probe: Arrays,
+    expected: Rows,
     precision: Precision,
     threads: int,
     replicas: int,
     has_express: bool,
-    finish: Callable[[Rows], Rows],
-) -> tuple[list[OpenVinoNetwork], int]:
-    """The module as networks, one for each replica, and about how many bytes they take.
+    finish: Finish,
+) -> list[OpenVinoNetwork]:
+    """The graph as networks, one for each replica.
 
     With `has_express` there is one network more, at the end: its threads go before those of the others, which the
     operating system lets compute with what it leaves of the cores.
 
-    `module` holds float32 weights, which the networks go on using. It is traced with `example`; on `probe`, a
-    batch of other sizes, both have to agree after `finish`, or a size was taken for fixed. One conversion at a
-    time in a process: tracing and the library's logging change what belongs to all threads. Takes 1 s for 20
-    million parameters, 2 to 5 s for 100 million. Raises NotConvertible.
+    Raises NotConvertible, also when `finish` does not make about `expected` of its rows for `probe`: torch did, and
+    tracing takes sizes for fixed that are not.
     """
     with _as_it_was():
         try:
-            with torch.inference_mode():
-                _mask_with_finite_numbers(module)
-                tensors = tuple(map(torch.from_numpy, example.values()))
-                graph = openvino.convert_model(module, example_input=tensors)
             core = openvino.Core()
             settings = _settings(precision, threads=threads, replicas=replicas)
             compile_bulk = partial(core.compile_model, graph, "CPU", settings)
-            compiled = _in_nice_thread(compile_bulk) if has_express else compile_bulk()
-            networks = [OpenVinoNetwork(compiled) for _ in range(replicas)]
+            model = _in_nice_thread(compile_bulk) if has_express else compile_bulk()
+            networks = [OpenVinoNetwork(model) for _ in range(replicas)]
             if has_express:
                 alone = _settings(precision, threads=threads, replicas=1)
                 networks.append(OpenVinoNetwork(core.compile_model(graph, "CPU", alone)))
             rows = finish(networks[-1].run(probe))
         except Exception as error:
-            # Whatever a library of compilers raises for a model that it does not know.
-            raise NotConvertible(f"OpenVINO cannot convert it: {_first_line(error)}") from error
-    if compiled.get_property("INFERENCE_PRECISION_HINT") != ELEMENT_TYPES[precision]:
+            raise NotConvertible(f"OpenVINO cannot compute it: {_first_line(error)}") from error
+    if model.get_property("INFERENCE_PRECISION_HINT") != ELEMENT_TYPES[precision]:
         raise NotConvertible(f"OpenVINO cannot compute in {precision} on this CPU")
-    _check_agreement(module, probe, rows, finish)
-    # A compiled model refers to the float32 weights and packs a copy in its own precision. Measured at 110
-    # million parameters, batches of 1,024 tokens included: 740 MiB in bfloat16 where this tells 624, 890 in float32
-    # where this tells 832.
-    stored = bytes_of(module)
-    return networks, stored + (1 + has_express) * stored // 4 * BYTES_OF_ELEMENT[precision]
+    _check_agreement(rows, expected)
+    return networks
+
+
+def memory_bytes_of(weights_bytes: int, precision: Precision, *, has_express: bool) -> int:
+    """About what networks take whose float32 weights have `weights_bytes`.
+
+    A compiled model refers to the float32 weights and packs a copy in its own precision. Measured at 110 million
+    parameters, batches of 1,024 tokens included: 740 MiB in bfloat16 where this tells 624, 890 in float32 where this
+    tells 832.
+    """
+    return weights_bytes + (1 + has_express) * weights_bytes // 4 * BYTES_OF_ELEMENT[precision]
 
 
 def _in_nice_thread(compile_model: Callable[[], openvino.CompiledModel]) -> openvino.CompiledModel:
@@ -143,17 +161,6 @@ def _be_nice() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BULK_NICENESS)
 
 
-def _mask_with_finite_numbers(module: RowsModule) -> None:
-    """Lets a token that sees no other, as padding beyond a sliding window does, get some vector instead of NaN.
-
-    Torch's fused attention gives it zeros, OpenVINO's conversion of that NaN, which spreads to all tokens in the next
-    layer. Attention in single steps masks with the lowest finite number; OpenVINO is as fast with either.
-    """
-    for part in module.modules():
-        if isinstance(part, PreTrainedModel):
-            part.set_attn_implementation("eager")
-
-
 def _settings(precision: Precision, *, threads: int, replicas: int) -> dict[str, Any]:
     return {
         "PERFORMANCE_HINT": "LATENCY",
@@ -166,9 +173,7 @@ def _settings(precision: Precision, *, threads: int, replicas: int) -> dict[str,
     }
 
 
-def _check_agreement(module: RowsModule, probe: Arrays, rows: Rows, finish: Callable[[Rows], Rows]) -> None:
-    with torch.inference_mode():
-        expected = finish(module(*map(torch.from_numpy, probe.values())).numpy())
+def _check_agreement(rows: Rows, expected: Rows) -> None:
     difference = (
         float(np.linalg.norm(rows - expected, axis=1).max()) if rows.shape == expected.shape else np.inf
     )

@@ -99,3 +99,28 @@ class Padding:
         shape = (texts, tokens)
         arrays = {"attention_mask": np.ones(shape, np.int64)}
         return {name: arrays.get(name, np.zeros(shape, np.int64)) for name in self.names}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How a model reads, in plain values: they outlive the library that told them."""
+
+    tokenizer_json: str
+    """Of the model's tokenizer, which neither pads nor truncates."""
+    max_tokens: int
+    """Special ones included."""
+    cuts_left: bool
+    prompt: str
+    padding: Padding
+
+    def reader(self) -> Reader[Any]:
+        return Reader(
+            Tokenizer.from_str(self.tokenizer_json),
+            max_tokens=self.max_tokens,
+            cuts_left=self.cuts_left,
+            prompt=self.prompt,
+        )
+
+    def arrays_of(self, inputs: Sequence[InputT]) -> Arrays:
+        """As one padded batch."""
+        return self.padding.pad(self.reader().read(inputs))

@@ -1,25 +1,19 @@
 """Loads reranking models (cross-encoders): a query and a text to one score."""
 
 import json
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from sentence_transformers import CrossEncoder
 
 from serving.batching.model import Rows
-from serving.models.hardware import choose_reranking_precision
-from serving.models.loading import ModelLoadError, find_model_folder, fingerprint_of, open_model
-from serving.models.starting import LoadedModel, choose_computing, start, take_reading
+from serving.models.hardware import choose_computing, choose_reranking_precision
+from serving.models.loading import ModelLoadError, find_model_folder
+from serving.models.starting import LoadedModel, start
+from serving.models.task import Task
 from serving.protocols import Backend, Device, Precision, RerankingModel
 
 LoadedRerankingModel = LoadedModel[RerankingModel, tuple[str, str]]
-
-EXAMPLE = (("A key?", "A key."), ("Where is it?", "The key hangs in the hall."))
-PROBE = (
-    ("Where does the  Key hang? ", "The Strongroom is built to keep documents safe."),
-    ("Où est la clé?", "La clé est dans le couloir. Nobody enters it alone. " * 10),
-)
 
 
 def load_reranking_model(
@@ -48,21 +42,14 @@ def load_reranking_model(
         replicas=replicas,
         choose_precision=choose_reranking_precision,
     )
-    open_as = partial(open_model, CrossEncoder, folder)
-    model = open_as(*computing.opening)
-    if model.num_labels != 1:
-        raise ModelLoadError(f"{folder} has {model.num_labels} outputs; a reranking model has one")
-    reading = take_reading(model, name, example=EXAMPLE, probe=PROBE)
-    started = start(
-        model, reading, computing, name=name, output="scores", finish=scores_of, reopen=open_as, folder=folder
-    )
+    model = start(RERANKING, folder, computing, name=name)
     card = RerankingModel(
         name=name,
-        fingerprint=fingerprint_of(folder),
-        max_tokens=reading.reader.max_tokens,
-        tokenizer_json=reading.tokenizer_json,
+        fingerprint=model.fingerprint,
+        max_tokens=model.reading.max_tokens,
+        tokenizer_json=model.reading.tokenizer_json,
     )
-    return LoadedModel.of(started, reading, computing, card=card, name=name, width=1, finish=scores_of)
+    return LoadedModel.of(model, RERANKING, computing, card=card, name=name)
 
 
 def scores_of(rows: Rows) -> Rows:
@@ -86,3 +73,23 @@ def _check_scores(folder: Path) -> None:
         raise ModelLoadError(f"{folder} has no config.json that names an architecture") from error
     if not any(name.endswith(("ForSequenceClassification", "ForCausalLM")) for name in architectures):
         raise ModelLoadError(f"{folder} is no reranking model: it holds a {', '.join(architectures)}")
+
+
+def _one_output(model: Any) -> int:
+    if model.num_labels != 1:
+        raise ModelLoadError(f"the model has {model.num_labels} outputs; a reranking model has one")
+    return 1
+
+
+RERANKING = Task(
+    name="reranking",
+    library_class="CrossEncoder",
+    output="scores",
+    example=(("A key?", "A key."), ("Where is it?", "The key hangs in the hall.")),
+    probe=(
+        ("Where does the  Key hang? ", "The Strongroom is built to keep documents safe."),
+        ("Où est la clé?", "La clé est dans le couloir. Nobody enters it alone. " * 10),
+    ),
+    width_of=_one_output,
+    finish=lambda _: scores_of,
+)

@@ -1,12 +1,36 @@
 """Runs models with torch, on the CPU and on CUDA devices."""
 
 import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from serving.batching.model import Rows
-from serving.models.network import RowsModule
 from serving.models.reading import Arrays
+
+
+class RowsModule(torch.nn.Module):  # type: ignore[misc]
+    """A sentence-transformers model as torch and OpenVINO see it: tensors in, one float32 tensor out.
+
+    Reads int64 tensors (texts, longest) in the order of `names`; gives (texts, columns).
+    """
+
+    def __init__(
+        self, model: Any, *, names: Sequence[str], constants: Mapping[str, Any], output: str
+    ) -> None:
+        """`constants` are what the library hands to its modules beside tensors: modality, length of the prompt."""
+        super().__init__()
+        self.model = model
+        self._names = tuple(names)
+        self._constants = dict(constants)
+        self._output = output
+        self.eval()
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        features = self._constants | dict(zip(self._names, tensors, strict=True))
+        rows: torch.Tensor = self.model(features)[self._output]
+        return rows.float()
 
 
 class TorchNetwork:
@@ -60,7 +84,27 @@ class TorchNetwork:
             self._of_thread.threads = self._threads
 
 
+def has_cuda() -> bool:
+    return bool(torch.cuda.is_available())
+
+
+def cuda_multiplies_bfloat16() -> bool:
+    return bool(torch.cuda.is_bf16_supported())
+
+
+def cuda_devices(replicas: int) -> list[str]:
+    """Where each replica runs: all visible devices in turn, one replica on each when `replicas` is 0."""
+    visible = torch.cuda.device_count()
+    return [f"cuda:{replica % visible}" for replica in range(replicas or visible)]
+
+
 def cuda_memory(device: str) -> tuple[str, int, int]:
     """The device's name, and its free and total memory in bytes."""
     free, total = torch.cuda.mem_get_info(device)
     return torch.cuda.get_device_name(device), int(free), int(total)
+
+
+def bytes_of(module: Any) -> int:
+    """Of its parameters and buffers in memory."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ingest.elements import Attachment, Parsed, ParsedPart, ParseFailed, ParseFailure, ParseOptions, Progress
@@ -151,6 +152,25 @@ async def test_a_hanging_file_is_given_up_in_time(obey: Obey) -> None:
 async def test_a_child_that_hangs_up_and_lives_on_is_given_up(obey: Obey) -> None:
     assert (await failure(obey("close"))).code is ParseFailure.CORRUPT
     await obey("pid")
+
+
+async def test_a_child_that_nobody_needs_yet_has_not_loaded_the_parsers(tmp_path: Path) -> None:
+    (letter := tmp_path / "letter.txt").write_text("The key hangs in the hall.")
+    async with ParserPool() as pool:
+        [child] = psutil.Process().children()
+        while not (idle := libraries_of(child)):  # noqa: ASYNC110 - a process, not a task
+            await asyncio.sleep(0.02)
+        assert "The key hangs" in await text_of(pool, letter)
+        assert len(libraries_of(child)) > 2 * len(idle)
+
+
+def libraries_of(child: psutil.Process) -> set[str]:
+    """Shared objects in the memory of the program that parses; none until it runs."""
+    inner = [
+        each for each in [child, *child.children(recursive=True)] if "ingest.parse.child" in each.cmdline()
+    ]
+    maps = [Path(f"/proc/{each.pid}/maps").read_text() for each in inner[-1:]]
+    return {line.split()[-1] for text in maps for line in text.splitlines() if ".so" in line}
 
 
 async def test_what_libraries_print_does_not_disturb_the_answers(obey: Obey) -> None:
