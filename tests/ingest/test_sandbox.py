@@ -156,8 +156,10 @@ async def test_a_child_that_hangs_up_and_lives_on_is_given_up(obey: Obey) -> Non
 
 async def test_a_child_that_nobody_needs_yet_has_not_loaded_the_parsers(tmp_path: Path) -> None:
     (letter := tmp_path / "letter.txt").write_text("The key hangs in the hall.")
+    ours = psutil.Process()
+    before = ours.children()
     async with ParserPool() as pool:
-        [child] = psutil.Process().children()
+        [child] = (each for each in ours.children() if each not in before)
         while not (idle := libraries_of(child)):  # noqa: ASYNC110 - a process, not a task
             await asyncio.sleep(0.02)
         assert "The key hangs" in await text_of(pool, letter)
