@@ -25,7 +25,7 @@ class ChunkDraft:
     start_char: int
     end_char: int
     headings: tuple[str, ...]
-    """And below them, for rows of a table whose header row stands in a chunk before, that row."""
+    """And below them, for rows of a table whose header stands in a chunk before, its rows as one line."""
     token_count: int
     """Of `under_headings(headings, text)`, as the model counts, special tokens included."""
     places: tuple[Place, ...]
@@ -90,7 +90,7 @@ class _Unit:
     end: int
     kind: ElementKind
     header: str | None = None
-    """The header row of its table, where that does not stand in it."""
+    """The header of its table, where that does not stand in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,15 +298,22 @@ class _Splitter:
                     yield _Unit(left, right, block.kind, header if start > block.start else None)
 
     def _header(self, table: _Block, room: int) -> str | None:
-        """The first row of a table that is cut, where it names the columns and the other rows do not."""
-        header, _, rows = self._text[table.start : table.end].partition("\n")
-        header = " ".join(header.split())
+        """The first row of a table that is cut, or the first few down to the years that head its columns.
+
+        None where they do not name the columns, or the other rows do so themselves.
+        """
+        rows = [
+            " ".join(row.split())
+            for row in self._text[table.start : table.end].split("\n", _HEADER_ROWS + 1)[: _HEADER_ROWS + 1]
+        ]
+        years = next((index for index, row in enumerate(rows[:_HEADER_ROWS]) if _is_of_years(row)), 0)
+        header = " | ".join(rows[: years + 1])
         cells = header.split(" | ")
         if (
             len(header) > _MAX_HEADER_CHARS
             or len(cells) < 2
-            or not all(any(map(str.isalpha, cell)) for cell in cells)
-            or rows.startswith(f"{cells[0]}: ")
+            or not all(map(_names_column, cells))
+            or any(row.startswith(f"{cells[0]}: ") for row in rows[1:])
         ):
             return None
         if header not in self._heading_tokens:
@@ -331,8 +338,10 @@ class _Splitter:
 _SMALL_SHARE = 4
 """Sections of less than a quarter of a chunk are joined with a neighbour: a line alone says little."""
 _MAX_HEADER_CHARS = 200
+_HEADER_ROWS = 3
+_YEAR = re.compile(r"(?:19|20)\d\d\*?")
 _HEADER_SHARE = 4
-"""A table's header row takes no more than a quarter of the room for its rows."""
+"""A table's header takes no more than a quarter of the room for its rows."""
 _PARTS_WORDS = ("", " ", "\n", "\t")
 _UNREPEATED = {ElementKind.TABLE, ElementKind.CODE}
 _LINE_END = re.compile(r"\n")
@@ -373,6 +382,20 @@ def _runs_between_furniture(
         opening = []
     if run:
         yield run
+
+
+def _is_of_years(row: str) -> bool:
+    """Whether it heads columns with several years, as in accounts. One may be a figure among others."""
+    cells = row.split(" | ")
+    return sum(map(_is_year, cells)) >= 2 and all(map(_names_column, cells))
+
+
+def _names_column(cell: str) -> bool:
+    return _is_year(cell) or any(map(str.isalpha, cell))
+
+
+def _is_year(cell: str) -> bool:
+    return _YEAR.fullmatch(cell) is not None
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

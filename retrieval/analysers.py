@@ -142,6 +142,13 @@ _NAMED = re.compile(r"[\d_/:@\\.+#]|[^\W\d_a-zß-ÿ]")
 """What makes an identifier or a name of words with hyphens: a digit, another sign, a capital."""
 _PIECES = re.compile(r"[./:@\\]+")
 _VERSION = re.compile(r"v(?=\d+\.)", re.IGNORECASE)
+_YEAR = r"(?:19|20)\d\d"
+_YEAR_WITHIN = re.compile(rf"\b[A-Za-z]{{1,2}}\d?({_YEAR})\b")
+"""FY2018, Q22023."""
+_IS_YEAR = re.compile(rf"\s*{_YEAR}\s*")
+_CELLS = " | "
+"""Between the cells of a table's row."""
+_AROUND_FIGURES = "$€£¥%()+-–—"
 
 
 @dataclass(frozen=True)
@@ -151,10 +158,13 @@ class Reading:
     language: Language
     words: str
     """The text, so written that what is neither letter, mark nor digit separates all the words in it: of scripts
-    without spaces each two neighbours, of camelCase the parts too.
+    without spaces each two neighbours, of camelCase the parts too, of FY2018 the year. Cells of figures are left out:
+    in pieces they would count as words, and make of each table a long text that says little of anything.
     """
     wholes: tuple[str, ...]
-    """Identifiers and names with signs in them, as they stand; of scripts without spaces each letter."""
+    """Identifiers and names with signs in them, as they stand; figures in cells of tables; of scripts without spaces
+    each letter.
+    """
 
     @property
     def has_marks(self) -> bool:
@@ -175,12 +185,14 @@ def read(text: str, *, is_query: bool = False) -> Reading:
     spans = text.split()
     capitals = [span for span in spans if not span.islower()]
     parts = [part for span in capitals if not (span.istitle() or span.isupper()) for part in _parts(span)]
+    parts += _YEAR_WITHIN.findall(text)
     signs = [core for span in spans if not span.isalnum() and not (core := span.strip(_EDGES)).isalnum()]
     wholes = _wholes(" ".join(signs), is_query=is_query) if signs else []
+    words, figures = (text, []) if is_query or _CELLS not in text else _without_figures(text)
     return Reading(
         language=language_of(text),
-        words=" ".join([text, *parts]) if parts else text,
-        wholes=(*wholes, *letters),
+        words=" ".join([words, *parts]) if parts else words,
+        wholes=(*wholes, *figures, *letters),
     )
 
 
@@ -231,6 +243,22 @@ def _spaced(text: str, *, only_alone: bool) -> tuple[str, list[str]]:
         return f" {' '.join(left + right for left, right in pairwise(each))} "
 
     return _UNSPACED.sub(pairs, text), letters
+
+
+def _without_figures(text: str) -> tuple[str, list[str]]:
+    """The text without cells that hold no letter and are no year, and the plain numbers in these."""
+    figures: list[str] = []
+    lines = text.split("\n")
+    for index, line in enumerate(lines):
+        cells = line.split(_CELLS)
+        if len(cells) == 1:
+            continue
+        kept = [cell for cell in cells if any(map(str.isalpha, cell)) or _IS_YEAR.fullmatch(cell)]
+        if len(kept) < len(cells):
+            spans = " ".join(cell for cell in cells if cell not in kept).split()
+            figures += [core for span in spans if (core := span.strip(_AROUND_FIGURES)).isdigit()]
+            lines[index] = _CELLS.join(kept)
+    return "\n".join(lines), figures
 
 
 def _clusters(stretch: str) -> list[str]:

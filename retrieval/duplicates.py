@@ -51,8 +51,6 @@ class Similar(Protocol):
     """A chunk as far as it matters here. One without a hash is taken for unlike all others."""
 
     @property
-    def collection_id(self) -> str: ...
-    @property
     def headings(self) -> tuple[str, ...]: ...
     @property
     def text(self) -> str: ...
@@ -63,18 +61,12 @@ class Similar(Protocol):
 SimilarChunk = TypeVar("SimilarChunk", bound=Similar)
 
 
-def without_duplicates(
-    best_first: Iterable[SimilarChunk], *, across_collections: bool = False
-) -> list[SimilarChunk]:
-    """Leaves out the chunks that are near-identical to a better one of the same collection, or of any."""
+def without_duplicates(best_first: Iterable[SimilarChunk]) -> list[SimilarChunk]:
+    """Leaves out the chunks that are near-identical to a better one, whichever collections hold them."""
     kept: list[tuple[SimilarChunk, _Reading]] = []
     for chunk in best_first:
         reading = _Reading(chunk.text)
-        if not any(
-            (across_collections or chunk.collection_id == better.collection_id)
-            and _repeats(chunk, reading, better, its)
-            for better, its in kept
-        ):
+        if not any(_repeats(chunk, reading, better, its) for better, its in kept):
             kept.append((chunk, reading))
     return [chunk for chunk, _ in kept]
 

@@ -13,7 +13,7 @@ import tantivy
 from retrieval.analysers import COMMON_WORDS, Language, Reading, read
 from retrieval.rankings import Hit, IndexedChunk, Ranking, Vocabulary, best_first
 
-KEYWORD_FORMAT = f"2, {tantivy.__version__}"
+KEYWORD_FORMAT = f"3, {tantivy.__version__}"
 """Of index files. A change of what texts are cut into makes another one."""
 WRITER_HEAP_BYTES = 15_000_000
 """The least that tantivy accepts for one writer thread."""
@@ -45,6 +45,8 @@ STOP_WORDS_OF_TANTIVY = frozenset(Language) - {
 }
 _WORD = r"[\p{L}\p{M}\p{N}]+"
 _BETWEEN_WORDS = re.compile(r"[\W_]+")
+_PLAIN_NUMBER = re.compile(r"\b\d+\b")
+_LONG_FIGURE = re.compile(r"(?<![\w.,])(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\.\d+)(?!\w|[.,]\d)")
 
 
 @cache
@@ -120,6 +122,15 @@ def name_of(filename: str) -> str:
     return " ".join(words) if len(words) > 1 else ""
 
 
+def asked_of(query: str) -> Reading:
+    """A query as it is asked for: plain numbers among the identifiers too, since in tables they are no words, and
+    those like 1,577 and 8.5 there alone, since their parts stand in many others.
+    """
+    reading = read(query, is_query=True)
+    words = _LONG_FIGURE.sub(" ", reading.words)
+    return replace(reading, words=words, wholes=(*reading.wholes, *_PLAIN_NUMBER.findall(words)))
+
+
 def stems_of(reading: Reading) -> list[str]:
     """A text's words as they are indexed."""
     analyser = analyser_of(reading.language, has_marks=reading.has_marks)
@@ -142,8 +153,9 @@ def wholes_of(reading: Reading) -> list[str]:
 def weight_of(whole: str) -> int:
     """How often an identifier counts in a query. One with a digit is what was asked for, and the words about it, such
     as "version", stand in many texts. Names with hyphens are words among others: counted twice, they cost .001 of nDCG.
+    So are plain numbers.
     """
-    return 2 if any(character.isdigit() for character in whole) else 1
+    return 2 if any(character.isdigit() for character in whole) and not whole.isdigit() else 1
 
 
 class TantivyKeywordIndex:
@@ -225,7 +237,7 @@ class TantivyKeywordIndex:
 
         None when no word counts.
         """
-        reading = read(text[:MAX_QUERY_CHARS], is_query=True)
+        reading = asked_of(text[:MAX_QUERY_CHARS])
         words = dict.fromkeys(words_of(reading))
         stems = {_alternatives(word, reading, languages) for word in [*words][:MAX_QUERY_TERMS]} - {()}
         asked = [self._any_stem(searcher, alternatives) for alternatives in sorted(stems)]

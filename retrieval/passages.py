@@ -233,7 +233,7 @@ def _chosen(
 ) -> tuple[list[FoundChunk], int]:
     """The chunks that passages are made around, each text once, and their tokens."""
     distinct: list[FoundChunk] = []
-    for chunk in without_duplicates(chunks, across_collections=True):
+    for chunk in without_duplicates(chunks):
         if not any(_holds(better, chunk) for better in distinct):
             distinct.append(chunk)
     if limit > 1 and _is_one_document(distinct[:limit]) and not _is_one_document(distinct):

@@ -1,7 +1,7 @@
 """Search, read aloud: rank by words while the query is embedded, rank by meaning, fuse, join to SQL, rerank."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -48,7 +48,9 @@ DEPTH = 400
 document has several, so a shallow ranking scales away what only one of the two has found.
 """
 VARIETY = 2
-"""For each chunk that a hybrid search is asked for, so many are candidates: those of other sections may come before."""
+"""For each chunk that a hybrid search is asked for, so many are candidates: those of other pages and sections may come
+before.
+"""
 EARLY = 10
 """How many of the best by words the reranker may read while it is not known yet whether they are candidates: so few
 that even if none is, it reads a third more and not twice as much.
@@ -509,7 +511,10 @@ def _fuse(dense: Ranking, words: Ranking, options: SearchOptions) -> Ranking:
 
 
 def _load(session: Session, asked: _Asked, ranking: Ranking, limit: int) -> tuple[FoundChunk, ...]:
-    """The best `limit` chunks of a ranking that are there to be found, each text once."""
+    """The best `limit` chunks of a ranking that are there to be found, each text once.
+
+    Copies of it in other collections as well would take the room of what else there is to be found.
+    """
     found: list[FoundChunk] = []
     start, window = 0, limit + EXTRA
     while len(found) < limit and start < len(ranking):
@@ -626,18 +631,23 @@ async def _reranked(reading: Reading, candidates: Candidates, *, limit: int) -> 
 def _varied(chunks: Sequence[FoundChunk]) -> tuple[FoundChunk, ...]:
     hits = varied(
         tuple(Hit(chunk.chunk_id, chunk.score) for chunk in chunks),
-        {chunk.chunk_id: _section(chunk) for chunk in chunks},
+        {chunk.chunk_id: _groups(chunk) for chunk in chunks},
     )
     scores = {hit.chunk_id: hit.score for hit in hits}
     return _ordered([replace(chunk, score=scores[chunk.chunk_id]) for chunk in chunks])
 
 
-def _section(chunk: FoundChunk) -> tuple[int, tuple[str, ...]] | None:
-    """None without headings: a text may be long, and speak of anything. A table's header row is no heading."""
+def _groups(chunk: FoundChunk) -> list[Hashable]:
+    """Its section and the page that it begins on. A table's header is no heading of a section.
+
+    A text without headings is no section: it may be long, and speak of anything.
+    """
     headings = chunk.headings
     if headings and " | " in headings[-1]:
         headings = headings[:-1]
-    return (chunk.document_id, headings) if headings else None
+    groups: list[Hashable] = [(chunk.document_id, headings)] if headings else []
+    page = next((place.page for place in chunk.places if place.page is not None), None)
+    return groups if page is None else [*groups, (chunk.document_id, page)]
 
 
 def _indexed(chunk: FoundChunk) -> str:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from retrieval.analysers import read
 from retrieval.filters import AllOf, AnyOf, AttributeValue, Comparator, Comparison, FileField, Filter
-from retrieval.keyword_index import stems_of, stems_of_chunk, weight_of, wholes_of
+from retrieval.keyword_index import asked_of, stems_of, stems_of_chunk, weight_of, wholes_of
 from retrieval.rankings import Hit, IndexedChunk, Ranking, Vocabulary, best_first
 
 BM25_K1 = 1.2
@@ -75,7 +75,7 @@ class NaiveKeywordIndex(_Shelf):
         allowed = {chunk.chunk_id for chunk in self._allowed(documents)}
         rankings: list[Ranking] = []
         for query in queries:
-            reading = read(query, is_query=True)
+            reading = asked_of(query)
             asked_stems = dict.fromkeys(stems_of(reading), 1)
             asked_wholes = {whole: weight_of(whole) for whole in wholes_of(reading)}
             scores = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pypdfium2
@@ -10,6 +11,7 @@ from pypdfium2 import raw
 from ingest.elements import ElementKind, Parsed, ParsedPart, ParseFailed, ParseFailure, ParseOptions, Progress
 from ingest.parse.build import DocumentBuilder, Line
 from ingest.parse.ocr import INSTALL, PROGRAMS, Tesseract
+from ingest.parse.pdf_broken_words import KnownWords
 from ingest.parse.pdf_furniture import Furniture, FurnitureFinder
 from ingest.parse.pdf_headings import TypeSizes
 from ingest.parse.pdf_layout import Block, lay_out
@@ -26,18 +28,19 @@ def parse_pdf(path: Path, options: ParseOptions, *, programs: str = PROGRAMS) ->
     A page without a text layer is read by OCR where tesseract is installed, and else left out.
     """
     with closing(_PageReader(path, options, programs)) as reader:
-        sizes = TypeSizes()
+        sizes, known_words = TypeSizes(), KnownWords()
         finder = FurnitureFinder()
         builder = DocumentBuilder(page_count=reader.page_count)
         for page in reader.pages():
             sizes.learn(page.segments)
+            known_words.learn(page.segments)
             for told in finder.add(page):
-                _add_page(builder, *told, sizes, reader.outline)
+                _add_page(builder, *told, sizes, known_words, reader.outline)
             yield from _parts(builder)
             # At once, though the page waits for those after it: by OCR each takes seconds.
             yield Progress(page.number, reader.page_count)
         for told in finder.finish():
-            _add_page(builder, *told, sizes, reader.outline)
+            _add_page(builder, *told, sizes, known_words, reader.outline)
             yield from _parts(builder)
         yield from _rest(builder, reader)
 
@@ -72,6 +75,7 @@ def _add_page(
     page: PageText,
     furniture: Furniture,
     sizes: TypeSizes,
+    known_words: KnownWords,
     outline: Mapping[int, Sequence[Bookmark]],
 ) -> None:
     body = [segment for segment in page.segments if id(segment) not in furniture]
@@ -80,7 +84,7 @@ def _add_page(
     named, inserted = headings_named(outline.get(page.number, ()), first_lines)
     for index, block in enumerate(blocks):
         _add_bookmarks(builder, inserted.get(index, ()), page.number)
-        _add_block(builder, block, page.number, sizes, named.get(index))
+        _add_block(builder, block, page.number, sizes, known_words, named.get(index))
     _add_bookmarks(builder, inserted.get(len(blocks), ()), page.number)
     for segment in page.segments:
         if id(segment) in furniture:
@@ -93,7 +97,12 @@ def _add_bookmarks(builder: DocumentBuilder, bookmarks: Sequence[Bookmark], page
 
 
 def _add_block(
-    builder: DocumentBuilder, block: Block, page: int, sizes: TypeSizes, named_level: int | None
+    builder: DocumentBuilder,
+    block: Block,
+    page: int,
+    sizes: TypeSizes,
+    known_words: KnownWords,
+    named_level: int | None,
 ) -> None:
     level = named_level
     if level is None and block.kind is not ElementKind.TABLE:
@@ -104,7 +113,8 @@ def _add_block(
     if level is None:
         builder.add(block.kind, lines)
     else:
-        builder.add_heading(lines, level=level)
+        mended = [replace(line, text=known_words.mended(line.text)) for line in lines]
+        builder.add_heading(mended, level=level)
 
 
 _BELOW_OUTLINE = 100

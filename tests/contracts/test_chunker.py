@@ -277,6 +277,22 @@ def test_a_cut_table_shows_its_header_row_above_the_rows_of_every_chunk() -> Non
 
 
 @pytest.mark.parametrize(
+    "header",
+    [
+        ["(Millions) | 2018 | 2017"],
+        ["2018 | 2017"],
+        ["Years ended", "2018 | 2017"],
+        ["End | End", "2018 | 2017"],
+    ],
+)
+def test_a_cut_table_of_accounts_shows_its_years_above_the_rows_of_every_chunk(header: list[str]) -> None:
+    chunks = table_chunks([*header, *(f"Shelf {number} | {number} | 7" for number in range(60))])
+    assert len(chunks) > 1
+    assert {chunk.headings for chunk in chunks[1:]} == {("Shelves", " | ".join(header))}
+    check_limits(chunks, words_counter(), 64)
+
+
+@pytest.mark.parametrize(
     "rows",
     [
         pytest.param([f"{number} | {number * 7}" for number in range(60)], id="figures name no columns"),

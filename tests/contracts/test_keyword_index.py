@@ -327,6 +327,27 @@ def test_an_identifier_is_found_before_what_has_only_its_parts(
     assert texts[best.chunk_id - 1] == wanted
 
 
+@pytest.mark.parametrize("asked", ["1,577", "262", "8.5"])
+def test_a_figure_in_a_table_is_found_before_what_has_only_its_parts(index: KeywordIndex, asked: str) -> None:
+    table = "Purchases | (1,577) | $ 262 | 8.5 %\nDividends | 3,193 | 2,803 | —"
+    texts = ["Of 577 keys 1 is lost.", "Page 8, line 5.", table, "2,620 and 26 and 1,577,000."]
+    index.apply(added=[chunk(number, text) for number, text in enumerate(texts, 1)], removed=())
+    assert ids(index.search([asked], 1)[0]) == [3]
+
+
+def test_the_figures_of_a_table_do_not_make_it_a_long_text(index: KeywordIndex) -> None:
+    label = "Purchases of keys"
+    row = " | ".join([label, *(f"{number},{number}" for number in range(100, 120))])
+    index.apply(added=[chunk(1, f"{label} of the icehouse"), chunk(2, row)], removed=())
+    assert ids(index.search(["purchases"], 2)[0]) == [2, 1]
+
+
+@pytest.mark.parametrize("asked", ["FY2018", "2018", "Q12018"])
+def test_a_year_is_found_in_a_table_and_with_letters_before_it(index: KeywordIndex, asked: str) -> None:
+    index.apply(added=[chunk(1, "Sales | 2018 | 2017"), chunk(2, "Sales | 2016 | 2015")], removed=())
+    assert ids(index.search([asked], 2)[0]) == [1]
+
+
 def test_code_is_found_whole_and_in_parts(index: KeywordIndex) -> None:
     texts = ["return parseHttpResponse(body)", "max_retry_count = 3", "import os.path", "nothing of the kind"]
     index.apply(added=[chunk(number, text) for number, text in enumerate(texts, 1)], removed=())

@@ -3,7 +3,7 @@
 import pytest
 
 from retrieval.rankings import (
-    SECTION_SHARE,
+    HEARD_SHARE,
     Fusion,
     Hit,
     Ranking,
@@ -69,13 +69,13 @@ def test_equal_scores_are_ordered_by_rising_id() -> None:
     assert best_first([Hit(9, 1.0), Hit(3, 1.0), Hit(5, 2.0)]) == (Hit(5, 2.0), Hit(3, 1.0), Hit(9, 1.0))
 
 
-def test_what_a_section_says_besides_gives_way_to_other_sections() -> None:
-    assert SECTION_SHARE == 0.8
+def test_what_a_page_or_section_says_besides_gives_way_to_others() -> None:
+    assert HEARD_SHARE == 0.8
     ranking = (Hit(1, 1.0), Hit(2, 0.9), Hit(3, 0.8), Hit(4, 0.7), Hit(5, 0.5))
-    sections = {1: "a", 2: "a", 3: "b", 4: "a", 5: "b"}
-    assert_ranks(varied(ranking, sections), {1: 1.0, 3: 0.8, 2: 0.72, 4: 0.56, 5: 0.4})
+    groups = {1: ["a", 7], 2: ["a", 8], 3: ["b", 9], 4: ["c", 7], 5: ["b", 9]}
+    assert_ranks(varied(ranking, groups), {1: 1.0, 3: 0.8, 2: 0.72, 4: 0.56, 5: 0.4})
 
 
-def test_chunks_without_a_section_give_way_to_none() -> None:
+def test_chunks_of_no_group_give_way_to_none() -> None:
     ranking = (Hit(1, 1.0), Hit(2, 0.9))
-    assert varied(ranking, {1: None, 2: None}) == ranking
+    assert varied(ranking, {1: [], 2: []}) == ranking

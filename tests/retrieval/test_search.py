@@ -531,15 +531,26 @@ async def test_a_text_is_found_once_and_other_texts_take_the_room(
     assert {text for text in found if CLAUSE not in text} == set(others)
 
 
-async def test_a_text_is_found_in_each_collection_that_holds_it(
-    database: Database, scope: Scope, searcher: Searcher
+@pytest.mark.parametrize("mode", SearchMode)
+async def test_copies_in_other_collections_take_no_room(
+    database: Database, scope: Scope, searcher: Searcher, mode: SearchMode
 ) -> None:
-    collections = [new_collection(database, scope, name) for name in ("letters", "leases")]
+    """The document says one thing twice on a page, in other words each time, and others elsewhere."""
+    climate = "The icehouse keeps the vault at minus 21 degrees."
+    measuring = "Eleven loggers record the degrees in the vault of the icehouse."
+    others = [f"The icehouse has a vault with {number} doors." for number in range(2, 9)]
+    collections = [new_collection(database, scope, name) for name in ("manuals", "drafts", "archive")]
     for collection in collections:
-        shelve(database, scope, collection, CLAUSE)
+        shelve(database, scope, collection, climate, measuring, headings=["Climate"])
+        shelve(database, scope, collection, *others, headings=["Doors"])
     hash_chunks(database)
-    found = (await searcher.search(scope, "vault")).chunks
-    assert {chunk.collection_id for chunk in found} == {collection.id for collection in collections}
+    query = "at what degrees does the icehouse keep the vault"
+    for limit in (2, 4, 6):
+        options = SearchOptions(limit=limit, mode=mode)
+        alone = await searcher.search(scope, query, collection_ids=[collections[0].id], options=options)
+        together = await searcher.search(scope, query, options=options)
+        assert [chunk.text for chunk in together.chunks] == [chunk.text for chunk in alone.chunks]
+        assert len(alone.chunks) == limit
 
 
 async def test_the_copy_that_is_left_takes_the_place_of_one_that_may_not_be_found(

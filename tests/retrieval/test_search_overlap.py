@@ -90,7 +90,7 @@ async def one_after_the_other(
     scores = (await reading.judge(first, limit=options.limit)).scores
     ranking = varied(
         best_first([Hit(chunk_id, score) for chunk_id, score in scores.items()]),
-        {each.id: (each.document_id, *each.headings) if each.headings else None for each in rows.values()},
+        {each.id: [(each.document_id, *each.headings)] if each.headings else [] for each in rows.values()},
     )
     return [(hit.chunk_id, hit.score) for hit in ranking[: options.limit]]
 
